@@ -1,0 +1,197 @@
+"""Options: dataclass fields that know their range, their help text and their YAML form.
+
+A default, its range and its help stand once, on the field; command line, HTTP, web form and recipe read them here.
+This module imports no torch, so that ``limner COMMAND --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from limner.errors import OptionError
+
+T = TypeVar("T", bound="Options")
+
+
+def knob(
+    default: Any = dataclasses.MISSING,
+    *,
+    lo: float | None = None,
+    hi: float | None = None,
+    step: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    factory: Any = dataclasses.MISSING,
+) -> Any:
+    """Declare one option.
+
+    Args:
+        default: value when nothing is given; left out, the option is required.
+        lo, hi: smallest and largest value, both allowed.
+        step: grain of a slider; also the unit that whole multiples are checked against when it is an int.
+        choices: the only strings allowed.
+        factory: makes the default of a mutable option.
+    """
+    metadata = {"lo": lo, "hi": hi, "step": step, "choices": choices}
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of every options dataclass: ranges are checked when an object is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name))
+
+
+def check_value(field: dataclasses.Field, value: Any) -> None:
+    """Raise `OptionError` unless ``value`` lies in the field's range and choices."""
+    choices, lo, hi = (field.metadata.get(key) for key in ("choices", "lo", "hi"))
+    if value is None:
+        return
+    if choices and value not in choices:
+        close = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise OptionError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}{hint}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if isinstance(value, float) and math.isnan(value):
+        raise OptionError(f"{field.name} is not a number")
+    if (lo is not None and value < lo) or (hi is not None and value > hi):
+        wanted = f"at least {lo}" if hi is None else f"at most {hi}" if lo is None else f"{lo} to {hi}"
+        raise OptionError(f"{field.name} is {value}, expected {wanted}")
+
+
+@functools.cache
+def help_texts(cls: type) -> dict[str, str]:
+    """Return option name -> the string that stands below the field, base classes included."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base) or base is Options:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for line, after in zip(body, body[1:], strict=False):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(line.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                texts[line.target.id] = " ".join(str(after.value.value).split())
+    return texts
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, tuple[type, bool, bool]]:
+    """Return option name -> (element type, is it a tuple of them, may it be None)."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        optional = False
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+            optional, hint = len(inner) < len(typing.get_args(hint)), inner[0]
+        many = typing.get_origin(hint) in (tuple, list)
+        element = typing.get_args(hint)[0] if many else hint
+        found[name] = (typing.get_origin(element) or element, many, optional)
+    return found
+
+
+def convert(name: str, value: Any, element: type, many: bool, optional: bool) -> Any:
+    """Turn a YAML, JSON or command-line value into the field's type, or raise `OptionError`."""
+    if value is None and optional:
+        return None
+    if many:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        return tuple(convert(name, item, element, False, False) for item in items)
+    try:
+        if element is bool:
+            if isinstance(value, bool):
+                return value
+            return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[str(value).lower()]
+        if element in (int, float) and isinstance(value, bool):
+            raise ValueError
+        if element is int and float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value)) if element is int else element(value) if callable(element) else value
+    except (KeyError, ValueError, TypeError, OverflowError):
+        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+            element.__name__, element.__name__
+        )
+        raise OptionError(f"{name} is {value!r}, expected {wanted}") from None
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "options") -> T:
+    """Build an options object from plain values.
+
+    Raises:
+        OptionError: unknown name (close matches are named), wrong type, value out of range, required one missing.
+    """
+    known = field_types(cls)
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            raise OptionError(f"{where}: unknown option {name!r}{hint}")
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise OptionError(f"{where}: {', '.join(missing)} must be given")
+    return cls(**{name: convert(name, value, *known[name]) for name, value in values.items()})
+
+
+def to_mapping(options: Options) -> dict[str, Any]:
+    """Return the options as plain YAML and JSON values."""
+    return {
+        field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options) if field.init
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe, YAML or JSON, into a mapping.
+
+    Raises:
+        OptionError: no such file, not a mapping, or broken YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"recipe {path}: {error.strerror or error}") from None
+    if path.suffix == ".json":
+        import json
+
+        recipe = json.loads(text)
+    else:
+        import yaml
+
+        try:
+            recipe = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise OptionError(f"recipe {path} must be a mapping of options, found {type(recipe).__name__}")
+    return recipe
