@@ -1,0 +1,1 @@
+"""Networks in pure PyTorch.  This package imports torch and `limner.errors` only."""
