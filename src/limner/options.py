@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import textwrap
 import types
 import typing
@@ -19,9 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from limner.errors import OptionError
+from limner.errors import MissingExtraError, OptionError
 
 T = TypeVar("T", bound="Options")
+MAX_RANGE = 1_000_000
 
 
 def knob(
@@ -115,6 +117,8 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
         return None
     if many:
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        if element is int:
+            items = [number for item in items for number in _expand_range(name, item)]
         return tuple(convert(name, item, element, False, False) for item in items)
     try:
         if element is bool:
@@ -131,6 +135,17 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
             element.__name__, element.__name__
         )
         raise OptionError(f"{name} is {value!r}, expected {wanted}") from None
+
+
+def _expand_range(name: str, item: Any) -> list[Any] | range:
+    """``0-3`` means 0, 1, 2, 3 where whole numbers are listed."""
+    match = re.fullmatch(r"(\d+)-(\d+)", item.strip()) if isinstance(item, str) else None
+    if match is None:
+        return [item]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MAX_RANGE:
+        raise OptionError(f"{name} is {item!r}, expected FIRST-LAST with at most {MAX_RANGE} numbers")
+    return range(first, last + 1)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "options") -> T:
@@ -174,20 +189,30 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe, YAML or JSON, into a mapping.
 
     Raises:
-        OptionError: no such file, not a mapping, or broken YAML.
+        OptionError: no such file, not a mapping, broken YAML or JSON.
+        MissingExtraError: a YAML file, and pyyaml is not installed.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise OptionError(f"recipe {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise OptionError(f"recipe {path} is not a text file; expected YAML or JSON") from None
     if path.suffix == ".json":
         import json
 
-        recipe = json.loads(text)
+        try:
+            recipe = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise OptionError(f"recipe {path} is not valid JSON: {error}") from None
     else:
-        import yaml
-
+        try:
+            import yaml
+        except ImportError:
+            raise MissingExtraError(
+                f"recipe {path} is YAML, which needs the package pyyaml: pip install pyyaml, or write it as JSON"
+            ) from None
         try:
             recipe = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -1,0 +1,32 @@
+"""Limner: portraits painted with style-based GANs.
+
+Public names are loaded when they are first used, so ``import limner`` stays instant and needs no extras.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Discriminator": "limner.nn.stylegan2",
+    "Generator": "limner.nn.stylegan2",
+    "errors": "limner",
+}
+
+__all__ = ["Discriminator", "Generator", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'limner' has no attribute {name!r}")
+    if _PUBLIC[name] == __name__:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
