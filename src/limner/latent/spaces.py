@@ -68,7 +68,7 @@ class Latent:
     def __post_init__(self) -> None:
         if self.space not in SPACES:
             raise OptionError(f"space is {self.space!r}, expected one of {', '.join(SPACES)}")
-        values = self.values
+        values: Any = self.values
         if self.space == "s":
             if isinstance(values, Tensor):
                 raise ShapeError(
@@ -79,12 +79,11 @@ class Latent:
             if not values or any(v.ndim != 2 or len(v) != len(values[0]) for v in values):
                 shapes = [tuple(v.shape) for v in values]
                 raise ShapeError(f"s space takes (B, C) tensors of one batch, found {shapes or 'none'}")
-        elif not isinstance(values, Tensor):
-            raise ShapeError(
-                f"{self.space} takes a tensor {_SHAPES[self.space]}, found {type(values).__name__}"
-            )
-        elif values.ndim != _NDIM[self.space]:
-            raise ShapeError(f"{self.space} takes {_SHAPES[self.space]}, found shape {tuple(values.shape)}")
+        elif isinstance(values, Tensor):
+            if values.ndim != _NDIM[self.space]:
+                raise ShapeError(f"{self.space} takes {_SHAPES[self.space]}, found shape {tuple(values.shape)}")
+        else:
+            raise ShapeError(f"{self.space} takes a tensor {_SHAPES[self.space]}, found {type(values).__name__}")
 
     def __len__(self) -> int:
         return len(self.parts[0])
