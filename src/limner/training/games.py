@@ -1,0 +1,242 @@
+"""The two games that a generator learns by.
+
+`ProjectedGame` plays against small heads on frozen features and is fit for two CPU cores; `StyleGan2Game` is the
+published one.  Everything random comes from the step's `StepRandom`.
+
+Source: Karras et al. 2020 (arXiv 1912.04958), sections 3 and 4; Karras et al. 2020, ADA (arXiv 2006.06676); Sauer et
+al. 2021 (arXiv 2111.01007); Mo et al. 2020, FreezeD (arXiv 2002.10964).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.errors import OptionError
+from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
+from limner.nn.stylegan2 import Discriminator, Generator
+from limner.training.data import PictureSet
+from limner.training.options import GanOptions
+from limner.training.run import Runtime, StepRandom
+
+@dataclass
+class GanRun:
+    """The networks of a run and how far it is."""
+
+    options: GanOptions
+    runtime: Runtime
+    pictures: PictureSet
+    G: Generator
+    ema: Generator
+    D: nn.Module
+    new_parameters: frozenset[str] = frozenset()
+    step: int = 0
+    images: int = 0
+    pl_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images seen."""
+        return self.images / 1000
+
+    def learning_rate(self, full: float) -> float:
+        """Return the rate now: ramped up after a warm-up, lowered to a tenth over the last ``decay_kimg``."""
+        options = self.options
+        if not options.decay_kimg:
+            return full
+        progress = 1 - (options.kimg - self.kimg) / options.decay_kimg
+        progress = min(max(progress, 0.0), 1.0)
+        return full * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def generator_share(self) -> float:
+        """Return the share of its rate that the generator has during a warm-up: 0, then rising, then 1."""
+        warmup = self.options.warmup_kimg
+        if not warmup:
+            return 1.0
+        return min(max((self.kimg - warmup) / warmup, 0.0), 1.0)
+
+
+def draw_w_plus(G: Generator, count: int, mixing: float, random: StepRandom) -> Tensor:
+    """Return w+ (count, L, w_dim) of random z; with probability ``mixing`` two z share the rows."""
+    w = G.mapping(random.normal(2 * count, G.z_dim))
+    first, second = w.chunk(2)
+    rows = G.num_rows
+    cut = torch.randint(1, rows, (count, 1), generator=random.cpu)
+    cut = torch.where(torch.rand(count, 1, generator=random.cpu) < mixing, cut, rows)
+    keep = (torch.arange(rows)[None] < cut).to(w.device)
+    return torch.where(keep[:, :, None], first[:, None], second[:, None])
+
+
+class Game:
+    """What both kinds of training share: optimisers, phases, gradient accumulation."""
+
+    def __init__(self, run: GanRun):
+        options = run.options
+        self.run = run
+        self.micro = self._micro_batches()
+        betas = (0.0, options.beta2)
+        ratio_g = ratio_d = 1.0
+        if options.discriminator == "stylegan2":
+            # Lazy regularisation: rate and betas are scaled so that k steps equal k steps without skipping.
+            ratio_g = options.g_reg_interval / (options.g_reg_interval + 1) if options.pl_weight else 1.0
+            ratio_d = options.d_reg_interval / (options.d_reg_interval + 1)
+        self.base_lr = {"G": options.lr_g * ratio_g, "D": options.lr_d * ratio_d}
+        self.optimisers = {
+            "G": torch.optim.Adam(run.G.parameters(), self.base_lr["G"], (betas[0], betas[1] ** ratio_g)),
+            "D": torch.optim.Adam(
+                [p for p in run.D.parameters() if p.requires_grad], self.base_lr["D"], (betas[0], betas[1] ** ratio_d)
+            ),
+        }
+
+    def _micro_batches(self) -> list[int]:
+        options, world = self.run.options, self.run.runtime.world
+        if options.batch_size % world:
+            raise OptionError(f"batch_size {options.batch_size} cannot be shared by {world} processes")
+        share = options.batch_size // world
+        size = options.batch_per_device or share
+        if share % size:
+            raise OptionError(f"batch_per_device {size} does not divide this process's share of {share} images")
+        return [size] * (share // size)
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """Train both players on one batch; return the figures for the log."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """Return what must be saved besides the networks."""
+        return {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state[name])
+
+    def update(self, name: str) -> None:
+        """Average gradients over processes and take an optimiser step at the current rate."""
+        optimiser = self.optimisers[name]
+        rate = self.run.learning_rate(self.base_lr[name]) * (self.run.generator_share() if name == "G" else 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.run.runtime.average_gradients(parameters)
+        for p in parameters:
+            if p.grad is not None:
+                torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the generator's parameters that train now: after growing, at first only the new ones."""
+        run = self.run
+        only_new = bool(run.new_parameters) and run.kimg < run.options.grow_kimg
+        return [p for name, p in run.G.named_parameters() if not only_new or name in run.new_parameters]
+
+    def set_generator_trainable(self, on: bool) -> None:
+        """Switch gradients of the generator, respecting the growing phase."""
+        self.run.G.requires_grad_(False)
+        if on:
+            for p in self.trained_parameters():
+                p.requires_grad_(True)
+
+
+class ProjectedGame(Game):
+    """Hinge loss on every head, moment matching; one generator pass serves both players.
+
+    Args:
+        run: its ``D`` is a `ProjectedDiscriminator`.
+    """
+
+    D: ProjectedDiscriminator
+
+    def __init__(self, run: GanRun):
+        assert isinstance(run.D, ProjectedDiscriminator)
+        super().__init__(run)
+        self.D = run.D
+        random = StepRandom(run.options.seed, 0, 0, run.runtime.device)
+        probe = run.pictures.draw(64, random.cpu, mirror=False, device=run.runtime.device)
+        self.D.calibrate(probe)
+        with torch.no_grad():
+            shapes = [tuple(x.shape[1:]) for x in MomentMatcher.reduce(self.D.features(probe[:1]))]
+        self.moments = MomentMatcher(shapes=shapes).to(run.runtime.device)
+
+    def state(self) -> dict[str, Any]:
+        """Add the moments."""
+        return super().state() | {"moments": self.moments.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take the moments back too."""
+        super().load_state(state)
+        self.moments.load_state_dict(state["moments"])
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """One step of heads and generator."""
+        run, options, D = self.run, self.run.options, self.D
+        p = options.augment_p if options.augment != "none" else 0.0
+        train_g = run.generator_share() > 0 and not options.only_discriminator
+        keep = train_g and len(self.micro) == 1
+        kept: list[Tensor] = []
+        totals: dict[str, float] = {}
+
+        def add(**values: Tensor) -> None:
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / len(self.micro)
+
+        # The heads: fake features are detached, so that one generator pass can serve both players.
+        self.set_generator_trainable(keep)
+        D.heads.requires_grad_(True)
+        noise_random = random.local
+        starts = [random.cpu.get_state()]
+        for size in self.micro:
+            with run.runtime.autocast(), torch.set_grad_enabled(keep):
+                w_plus = draw_w_plus(run.G, size, options.mixing, random)
+                fake = run.G.synthesis(w_plus, "random", rng=noise_random)
+                fake_maps = D.features(augment_lightly(fake.float(), p, random.cpu))
+            with run.runtime.autocast():
+                real = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
+                with torch.no_grad():
+                    real_maps = D.features(augment_lightly(real, p, random.cpu))
+                fake_logits = D.judge([x.detach() for x in fake_maps])
+                real_logits = D.judge(real_maps)
+                loss_d = torch.stack([F.relu(1 + x).mean() for x in fake_logits]).sum()
+                loss_d = loss_d + torch.stack([F.relu(1 - x).mean() for x in real_logits]).sum()
+            (loss_d / len(self.micro)).backward()
+            self.moments.update(real_maps)
+            starts.append(random.cpu.get_state())
+            kept = fake_maps if keep else []
+            spread = F.adaptive_avg_pool2d(fake.detach().float(), 16).std(0).mean()
+            add(loss_d=loss_d, spread=spread / F.adaptive_avg_pool2d(real, 16).std(0).mean())
+            run.G.w_avg.lerp_(w_plus.detach()[:, 0].float().mean(0), 0.01)
+        self.update("D")
+        if not train_g:
+            return totals
+
+        # The generator, against the heads as they are now.
+        D.heads.requires_grad_(False)
+        self.set_generator_trainable(True)
+        for i, size in enumerate(self.micro):
+            with run.runtime.autocast():
+                maps = kept
+                if not keep:
+                    random.cpu.set_state(starts[i])
+                    w_plus = draw_w_plus(run.G, size, options.mixing, random)
+                    fake = run.G.synthesis(w_plus, "random", rng=noise_random)
+                    maps = D.features(augment_lightly(fake.float(), p, random.cpu))
+                loss_g = -torch.stack([x.mean() for x in D.judge(maps)]).sum()
+                moments = self.moments(maps)
+            ((loss_g + options.moment_weight * moments) / len(self.micro)).backward()
+            add(loss_g=loss_g, moments=moments)
+        self.update("G")
+        return totals
+
+
+class StyleGan2Game(Game):
+    """Non-saturating logistic loss, lazy R1 and path length, adaptive augmentation.
+
+    Args:
+        run: its ``D`` is a `Discriminator`.
+    """

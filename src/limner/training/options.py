@@ -1,0 +1,107 @@
+"""Options of `limner train`.  No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from limner.options import Options, knob
+
+CHANNEL_TABLES: dict[str, dict[int, int]] = {
+    "slim": {4: 256, 8: 256, 16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 16, 1024: 8},
+    "mid": {4: 256, 8: 256, 16: 256, 32: 256, 64: 128, 128: 64, 256: 32, 512: 16, 1024: 16},
+    "half": {size: min(512, 16384 // size) for size in (4, 8, 16, 32, 64, 128, 256, 512, 1024)},
+    "config-f": {size: min(512, 32768 // size) for size in (4, 8, 16, 32, 64, 128, 256, 512, 1024)},
+}
+DISCRIMINATOR_TABLE = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 512: 16, 1024: 8}
+
+
+@dataclass(frozen=True)
+class GanOptions(Options):
+    """Train a generator against a discriminator."""
+
+    data: str = knob()
+    """Folder or zip of training pictures (square, aligned)."""
+    out: str = knob()
+    """Folder for state, model, sheets and log; a run found there is resumed."""
+    resolution: int = knob(64, lo=8, hi=1024)
+    """Side of the generated image in px, 4 times a power of two."""
+    select: str = knob("")
+    """Use only files whose number lies in FIRST-LAST, such as 0-10999; keeps test pictures out of training."""
+    channels: str = knob("slim", choices=tuple(CHANNEL_TABLES))
+    """Channels per resolution: slim and mid for CPUs, half as stylegan2-ada below 512 px, config-f as published."""
+    w_dim: int = knob(512, lo=8, hi=1024)
+    """Width of z and w."""
+    mapping_depth: int = knob(2, lo=1, hi=16)
+    """Layers of the mapping network; the papers use 8, small data needs 2."""
+    discriminator: str = knob("projected", choices=("projected", "stylegan2"))
+    """projected: small heads on frozen EfficientNet-Lite0 features, fit for two CPU cores; stylegan2: as published."""
+    kimg: float = knob(100.0, lo=0, hi=100_000)
+    """Thousands of images the run has seen when it is finished."""
+    seconds: float = knob(0.0, lo=0)
+    """Stop, state saved, after this many seconds; 0 for no limit. Calling again resumes."""
+    batch_size: int = knob(32, lo=1, hi=4096)
+    """Images per step, over all processes."""
+    batch_per_device: int = knob(0, lo=0, hi=4096)
+    """Images that one process holds at once; smaller means gradients are accumulated. 0: its whole share."""
+    lr_g: float = knob(0.002, lo=0, hi=1)
+    """Learning rate of the generator (Adam)."""
+    lr_d: float = knob(0.002, lo=0, hi=1)
+    """Learning rate of the discriminator (Adam)."""
+    beta2: float = knob(0.99, lo=0, hi=1)
+    """Adam's second beta; the first is 0."""
+    decay_kimg: float = knob(0.0, lo=0)
+    """Lower both learning rates to a tenth along a cosine over the last so many thousand images."""
+    ema_kimg: float = knob(2.0, lo=0, hi=1000)
+    """Half-life of the averaged generator in thousands of images."""
+    ema_rampup: float = knob(0.05, lo=0, hi=1)
+    """The half-life is at most this share of the images seen so far; 0 for no ramp."""
+    mixing: float = knob(0.3, lo=0, hi=1)
+    """Probability of style mixing; the papers use 0.9."""
+    moment_weight: float = knob(5.0, lo=0, hi=100)
+    """projected: weight of matching mean and spread of real features; keeps variety and colour."""
+    feature_resolution: int = knob(128, lo=32, hi=512)
+    """projected: size in px at which the frozen trunk looks at images."""
+    r1_gamma: float = knob(1.0, lo=0, hi=1000)
+    """stylegan2: weight of the R1 penalty; 0.0002 resolution^2 / batch_size is a fair start."""
+    d_reg_interval: int = knob(16, lo=1, hi=1000)
+    """stylegan2: steps between R1 penalties (lazy regularisation)."""
+    pl_weight: float = knob(0.0, lo=0, hi=100)
+    """Weight of path-length regularisation; 2 as published, 0 for off."""
+    g_reg_interval: int = knob(4, lo=1, hi=1000)
+    """Steps between path-length penalties."""
+    augment: str = knob("diff", choices=("none", "diff", "ada"))
+    """diff: colour, shift, cutout at a fixed probability; ada: the full adaptive pipe."""
+    augment_p: float = knob(0.3, lo=0, hi=1)
+    """diff: the probability; ada: the probability to start from."""
+    ada_target: float = knob(0.6, lo=0, hi=1)
+    """ada: wanted share of real images that the discriminator is sure of."""
+    ada_kimg: float = knob(500.0, lo=1, hi=100_000)
+    """ada: thousands of images in which the probability could go from 0 to 1; 100 for transfer."""
+    mirror: bool = knob(True)
+    """Flip half of the training pictures."""
+    freeze_d: int = knob(0, lo=0, hi=16)
+    """stylegan2: leave so many of the discriminator's highest-resolution blocks as they were (transfer)."""
+    init: str = knob("")
+    """Model file to start from; a smaller one is grown, its new layers starting at zero."""
+    grow_kimg: float = knob(0.0, lo=0)
+    """After growing, train only the new layers for so many thousand images."""
+    warmup_kimg: float = knob(0.0, lo=0)
+    """Start from bare weights gently: the discriminator alone at first, then the generator's learning rate rises."""
+    only_discriminator: bool = knob(False)
+    """Keep the generator as it is and train only the discriminator, for a model that lacks one."""
+    precision: str = knob("fp32", choices=("fp32", "bf16"))
+    """Arithmetic of the heavy layers; bf16 pays on a GPU."""
+    processes: int = knob(1, lo=1, hi=64)
+    """Processes, one GPU each or CPU cores; more than one needs the extra train (Lightning Fabric)."""
+    seed: int = knob(0, lo=0)
+    """Seed of everything random."""
+    save_seconds: float = knob(300.0, lo=1)
+    """Seconds between saved states."""
+    sheet_kimg: float = knob(5.0, lo=0.001)
+    """Thousands of images between sheets of samples."""
+    metric_kimg: float = knob(0.0, lo=0)
+    """Thousands of images between measured figures (Fréchet, kernel distance, precision, recall); 0 for only at the end."""
+    metric_samples: int = knob(2000, lo=0, hi=100_000)
+    """Images per measurement; 0 measures nothing."""
+    w_samples: int = knob(10_000, lo=100)
+    """Samples from which the shipped mean w is computed."""
