@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import re
 import textwrap
@@ -34,6 +35,7 @@ def knob(
     step: float | None = None,
     choices: tuple[str, ...] | None = None,
     factory: Any = dataclasses.MISSING,
+    positional: bool = False,
 ) -> Any:
     """Declare one option.
 
@@ -43,8 +45,9 @@ def knob(
         step: grain of a slider; also the unit that whole multiples are checked against when it is an int.
         choices: the only strings allowed.
         factory: makes the default of a mutable option.
+        positional: on the command line it stands without a flag, as required options do.
     """
-    metadata = {"lo": lo, "hi": hi, "step": step, "choices": choices}
+    metadata = {"lo": lo, "hi": hi, "step": step, "choices": choices, "positional": positional}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -85,7 +88,7 @@ def help_texts(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base) or base is Options:
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for line, after in zip(body, body[1:], strict=False):
+        for line, after in itertools.pairwise(body):
             if (
                 isinstance(line, ast.AnnAssign)
                 and isinstance(line.target, ast.Name)
@@ -116,7 +119,13 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
     if value is None and optional:
         return None
     if many:
-        items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        items = (
+            value.split(",")
+            if isinstance(value, str)
+            else value
+            if isinstance(value, (list, tuple))
+            else [value]
+        )
         if element is int:
             items = [number for item in items for number in _expand_range(name, item)]
         return tuple(convert(name, item, element, False, False) for item in items)
@@ -124,7 +133,9 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
         if element is bool:
             if isinstance(value, bool):
                 return value
-            return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[str(value).lower()]
+            return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
+                str(value).lower()
+            ]
         if element in (int, float) and isinstance(value, bool):
             raise ValueError
         if element is int and float(value) != int(float(value)):
@@ -175,7 +186,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "options"
 def to_mapping(options: Options) -> dict[str, Any]:
     """Return the options as plain YAML and JSON values."""
     return {
-        field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options) if field.init
+        field.name: _plain(getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if field.init
     }
 
 

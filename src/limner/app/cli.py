@@ -21,8 +21,8 @@ from limner.app.console import Console, Settings
 from limner.errors import LimnerError, OptionError
 from limner.options import Options, field_types, from_mapping, help_texts, read_recipe
 
-# Name -> ("module" or "module:function" in app/commands, one line of help).  ``module`` stands for its ``run`` with
-# ``Options``, ``module:pull`` for its ``pull`` with ``PullOptions``.
+# Name -> (module of app/commands, one line of help).  ``module`` stands for its ``run`` with ``Options``,
+# ``module:pull`` for its ``run_pull`` with ``PullOptions``.
 COMMANDS: dict[str, tuple[str, str]] = {
     "stylize": ("stylize", "restyle every face of a photo"),
     "learn": ("learn", "learn a style from one or more pictures"),
@@ -149,23 +149,33 @@ def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 def load_command(name: str) -> tuple[Callable[[Any, Console], int], type[Options]]:
     """Import a command and return its function and its options dataclass."""
-    module_name, _, function_name = COMMANDS[name][0].partition(":")
+    module_name, _, part = COMMANDS[name][0].partition(":")
     module = importlib.import_module(f"limner.app.commands.{module_name}")
-    if not function_name:
+    if not part:
         return module.run, module.Options
-    return getattr(module, function_name), getattr(module, f"{function_name.capitalize()}Options")
+    return getattr(module, f"run_{part}"), getattr(module, f"{part.capitalize()}Options")
 
 
-def is_required(field: dataclasses.Field) -> bool:
-    """Say whether an option has no default; such options are positional."""
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def has_default(field: dataclasses.Field) -> bool:
+    """Say whether an option may be left out."""
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def is_positional(field: dataclasses.Field) -> bool:
+    """Say whether an option stands without a flag: the required ones do, and those that say so."""
+    return not has_default(field) or bool(field.metadata.get("positional"))
 
 
 def build_parser(name: str, options_class: type[Options]) -> Parser:
     """Return the parser of a command; it yields only what was given, as strings and booleans."""
-    positionals = [field for field in dataclasses.fields(options_class) if field.init and is_required(field)]
+    positionals = [
+        field for field in dataclasses.fields(options_class) if field.init and is_positional(field)
+    ]
     types = field_types(options_class)
-    words = [f"{field.name.upper()}{'...' if types[field.name][1] else ''}" for field in positionals]
+    words = [field.name.upper() + ("..." if types[field.name][1] else "") for field in positionals]
+    words = [
+        f"[{word}]" if has_default(field) else word for word, field in zip(words, positionals, strict=True)
+    ]
     parser = Parser(
         prog=f"limner {name}",
         description=f"{COMMANDS[name][1][0].upper()}{COMMANDS[name][1][1:]}.",
@@ -178,21 +188,25 @@ def build_parser(name: str, options_class: type[Options]) -> Parser:
     own = parser.add_argument_group("options")
     for field in dataclasses.fields(options_class):
         if field.init:
-            add_field(parser if is_required(field) else own, options_class, field)
+            add_field(parser if is_positional(field) else own, options_class, field)
     common = parser.add_argument_group("options of every command")
-    common.add_argument("--config", metavar="FILE", help="recipe, YAML or JSON, with values for the options above")
+    common.add_argument(
+        "--config", metavar="FILE", help="recipe, YAML or JSON, with values for the options above"
+    )
     for field in dataclasses.fields(Settings):
         add_field(common, Settings, field)
     common.add_argument("-h", "--help", action="store_true", help="print this help")
     return parser
 
 
-def add_field(group: argparse._ActionsContainer, options_class: type[Options], field: dataclasses.Field) -> None:
+def add_field(
+    group: argparse._ActionsContainer, options_class: type[Options], field: dataclasses.Field
+) -> None:
     """Add one option, as a positional where it is required."""
     element, many, _ = field_types(options_class)[field.name]
     text = describe(options_class, field)
-    if is_required(field):
-        # '?' and '*' because a recipe may give it; what is missing in the end is said by `from_mapping`.
+    if is_positional(field):
+        # '?' and '*' because a recipe may give it; `from_mapping` says what is missing in the end.
         group.add_argument(field.name, metavar=field.name.upper(), nargs="*" if many else "?", help=text)
         return
     flags = [f"--{field.name.replace('_', '-')}"]
@@ -201,8 +215,15 @@ def add_field(group: argparse._ActionsContainer, options_class: type[Options], f
     if element is bool and not many:
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
     elif element is not dict:  # a mapping can only be given in a recipe
-        metavar = {int: "N", float: "X", Path: "PATH"}.get(element, "NAME") + (",..." if many else "")
-        group.add_argument(*flags, dest=field.name, metavar=metavar, action="append" if many else "store", help=text)
+        choices = field.metadata.get("choices")
+        metavar = {int: "N", float: "X", Path: "PATH"}.get(element, "NAME" if choices else "TEXT")
+        group.add_argument(
+            *flags,
+            dest=field.name,
+            metavar=f"{metavar},..." if many else metavar,
+            action="append" if many else "store",
+            help=text,
+        )
 
 
 def describe(options_class: type[Options], field: dataclasses.Field) -> str:
@@ -212,7 +233,7 @@ def describe(options_class: type[Options], field: dataclasses.Field) -> str:
     notes = [", ".join(choices)] if choices else []
     if lo is not None or hi is not None:
         notes.append(f"from {lo}" if hi is None else f"to {hi}" if lo is None else f"{lo} to {hi}")
-    default = None if is_required(field) else default_of(field)
+    default = default_of(field) if has_default(field) else None
     if default not in (None, "", ()):
         notes.append(f"default {default}")
     return (f"{text} ({'; '.join(notes)})" if notes else text).replace("%", "%%")
@@ -250,7 +271,7 @@ def parse_options(name: str, options_class: type[Options], words: Sequence[str])
             continue
         value = getattr(given, field.name)
         element, many, optional = field_types(options_class)[field.name]
-        if many and not is_required(field):
+        if many and not is_positional(field):
             value = [item for part in value for item in part.split(",")]  # --x 1,2 --x 3
         elif optional and value == "none" and element is not str:
             value = None
@@ -280,4 +301,6 @@ def configure_logging(console: Console) -> None:
     handler.setFormatter(logging.Formatter("limner: %(message)s"))
     logger = logging.getLogger("limner")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.ERROR if settings.quiet else logging.INFO if settings.verbose else logging.WARNING)
+    logger.setLevel(
+        logging.ERROR if settings.quiet else logging.INFO if settings.verbose else logging.WARNING
+    )

@@ -40,11 +40,11 @@ class Progress:
     """How far a job of known length is; made by `Console.progress`.
 
     Args:
-        total: number of steps; None when unknown.
-        show: called with (steps done, note) after every change.
+        total: number of steps; None when unknown, and may be set later.
+        show: called with (steps done, total, note) after every change.
     """
 
-    def __init__(self, total: int | None, show: Callable[[int, str], None]):
+    def __init__(self, total: int | None, show: Callable[[int, int | None, str], None]):
         self.total, self.done = total, 0
         self._show = show
 
@@ -55,7 +55,7 @@ class Progress:
     def set(self, done: int, note: str = "") -> None:
         """Say that ``done`` steps are done."""
         self.done = done
-        self._show(done, note)
+        self._show(done, self.total, note)
 
 
 class Console:
@@ -66,7 +66,9 @@ class Console:
         stdout, stderr: streams; None for the process's own.
     """
 
-    def __init__(self, settings: Settings | None = None, *, stdout: TextIO | None = None, stderr: TextIO | None = None):
+    def __init__(
+        self, settings: Settings | None = None, *, stdout: TextIO | None = None, stderr: TextIO | None = None
+    ):
         self.settings = settings or Settings()
         self._stdout, self._stderr = stdout, stderr
 
@@ -132,31 +134,39 @@ class Console:
                 progress.advance()
 
     @contextlib.contextmanager
-    def progress(self, total: int | None, description: str) -> Iterator[Progress]:
+    def progress(self, total: int | None, description: str, *, in_bytes: bool = False) -> Iterator[Progress]:
         """Show a job's progress and the time left: a bar on a terminal, else a line every few seconds.
 
         Args:
             total: number of steps; None when unknown.
             description: what is being done.
+            in_bytes: the steps are bytes of a transfer.
         """
         if self.settings.quiet:
-            yield Progress(total, lambda done, note: None)
+            yield Progress(total, lambda done, total, note: None)
         elif self.stderr.isatty() and importlib.util.find_spec("rich"):
-            with self._bar(total, description) as progress:
+            with self._bar(total, description, in_bytes) as progress:
                 yield progress
         else:
-            yield Progress(total, self._lines(total, description))
+            yield Progress(total, self._lines(description, format_bytes if in_bytes else str))
 
     @contextlib.contextmanager
-    def _bar(self, total: int | None, description: str) -> Iterator[Progress]:
+    def _bar(self, total: int | None, description: str, in_bytes: bool) -> Iterator[Progress]:
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if in_bytes else MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -164,20 +174,26 @@ class Console:
         )
         with RichProgress(*columns, console=RichConsole(file=self.stderr), transient=False) as bar:
             task = bar.add_task(description, total=total, note="")
-            yield Progress(total, lambda done, note: bar.update(task, completed=done, note=note))
+            yield Progress(
+                total, lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+            )
 
-    def _lines(self, total: int | None, description: str) -> Callable[[int, str], None]:
+    def _lines(
+        self, description: str, show_count: Callable[[int], str]
+    ) -> Callable[[int, int | None, str], None]:
         start = time.monotonic()
         last = start
 
-        def show(done: int, note: str) -> None:
+        def show(done: int, total: int | None, note: str) -> None:
             nonlocal last
             now = time.monotonic()
             finished = total is not None and done >= total
             if not finished and now - last < LINE_INTERVAL_S:
                 return
             last = now
-            line = f"{description}: {done}" + ("" if total is None else f"/{total}")
+            line = f"{description}: {show_count(done)}" + (
+                "" if total is None else f" of {show_count(total)}"
+            )
             line += f", {format_seconds(now - start)}"
             if total and 0 < done < total:
                 line += f", {format_seconds((now - start) / done * (total - done))} left"

@@ -1,0 +1,54 @@
+# make demo: restyle two photos, see out/        make test: the tests        make help: everything else
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first Python from 3.11 to 3.13 that really runs; PYTHON=/path/to/python3 overrules it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.limner-installed
+
+.PHONY: help setup demo test test-slow lint format types bench models clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': *' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv and install Limner with everything the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python from 3.11 to 3.13 found; on Debian: apt-get install python3 python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "make: $(PYTHON) cannot create a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## restyle two photos with every bundled style; the pictures go to out/
+	$(BIN)/limner demo --out out
+
+test: setup  ## run the tests that are not slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: setup  ## run the slow tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu'
+
+lint: setup  ## check format and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup  ## bring the code into format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: setup  ## check types
+	$(BIN)/pyright
+
+bench: setup  ## measure this machine: one table per file of benchmarks/
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+models: setup  ## convert the third-party weights anew and rebuild the index of bundled files
+	set -e; for file in scripts/convert_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	$(BIN)/python scripts/index_bundled.py
+
+clean:  ## delete the virtual environment and caches; pictures and training runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
