@@ -109,7 +109,9 @@ def _read_cards(index: Path, *, bundled: bool) -> dict[str, Card]:
             for name, entry in entries.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ZooError(f"the list of models {index} cannot be read: {error}; delete it or install Limner anew") from None
+        raise ZooError(
+            f"the list of models {index} cannot be read: {error}; delete it or install Limner anew"
+        ) from None
 
 
 @functools.cache
@@ -185,7 +187,9 @@ def load(name: str) -> Any:
     """
     found = card(name)
     if found.kind not in LOADERS:
-        raise ZooError(f"{name} is of kind {found.kind!r}, which is loaded by its own package; its file: {found.path}")
+        raise ZooError(
+            f"{name} is of kind {found.kind!r}, which is loaded by its own package; its file: {found.path}"
+        )
     module, function = LOADERS[found.kind].split(":")
     return getattr(importlib.import_module(module), function)(path(name))
 
@@ -207,7 +211,9 @@ def verify(name: str) -> Card:
     digest = file_digest(file)
     if digest != found.sha256:
         remedy = "install Limner anew" if found.bundled else f"limner models pull {name} --force"
-        raise ZooError(f"{file} has SHA-256 {digest[:12]}..., expected {found.sha256[:12]}...: it was changed; {remedy}")
+        raise ZooError(
+            f"{file} has SHA-256 {digest[:12]}..., expected {found.sha256[:12]}...: it was changed; {remedy}"
+        )
     return found
 
 
@@ -248,7 +254,10 @@ def _installed_entries() -> dict[str, Any]:
     return {
         name: {
             "file": card.path.name,
-            **{key: getattr(card, key) for key in ("kind", "sha256", "bytes", "licence", "source", "recipe", "parent")},
+            **{
+                key: getattr(card, key)
+                for key in ("kind", "sha256", "bytes", "licence", "source", "recipe", "parent")
+            },
         }
         for name, card in installed().items()
     }
