@@ -1,0 +1,102 @@
+"""Inversion: from an image to the codes that paint it.
+
+Importing this package imports no torch; methods are imported when they are called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from limner.inversion.options import PRESETS, InversionOptions, PivotalOptions, preset
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from limner.inversion.report import Distance, FitReport, Inversion, OnStep, TrunkDistance
+    from limner.latent import Latent
+    from limner.nn.stylegan2 import Generator
+
+# Name -> "module:function" in this package.
+METHODS: dict[str, str] = {
+    "z": "optimize:optimize",
+    "z+": "optimize:optimize",
+    "w": "optimize:optimize",
+    "w+": "optimize:optimize",
+    "s": "optimize:optimize",
+    "pivotal": "pivotal:invert_pivotal",
+}
+
+_LAZY = {"Distance", "FitReport", "Inversion", "OnStep", "TrunkDistance"}
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "Distance",
+    "FitReport",
+    "Inversion",
+    "InversionOptions",
+    "OnStep",
+    "PivotalOptions",
+    "TrunkDistance",
+    "invert",
+    "preset",
+]
+
+
+def invert(
+    generator: Generator,
+    image: Tensor,
+    options: InversionOptions,
+    *,
+    perceptual: Distance | None,
+    identity: Distance | None = None,
+    init: Latent | None = None,
+    mask: Tensor | None = None,
+    pivotal: PivotalOptions | None = None,
+    rng: torch.Generator | None = None,
+    on_step: OnStep | None = None,
+) -> Inversion:
+    """Find the codes that make a generator paint given images.
+
+    Args:
+        generator: paints; it is not changed.
+        image: (B, 3, R, R), [-1, 1], R being the generator's resolution.  The images of a batch are independent of
+            each other, except that pivotal tuning tunes one generator for all of them.
+        options: method and settings.
+        perceptual: (image, image) -> (B,), such as `TrunkDistance`; None leaves the term out.
+        identity: (image, image) -> (B,), for the report only.
+        init: where the search starts, with ``init="given"``.
+        mask: (B or 1, 1, R, R), 0 to 1; only what it covers is fitted.
+        pivotal: settings of ``method="pivotal"``; None for the defaults.
+        rng: random numbers, on the CPU; None for a new generator with the options' seed.
+        on_step: called after every step with step, steps, figures and a function that paints the picture so far.
+
+    Raises:
+        ShapeError: an image, mask or code that does not fit the generator.
+        OptionError: contradicting options.
+        DivergedError: the search left the finite numbers.
+    """
+    module, _, function = METHODS[options.method].partition(":")
+    method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    extra: dict[str, Any] = {"pivotal": pivotal or PivotalOptions()} if options.method == "pivotal" else {}
+    return method(
+        generator,
+        image,
+        options,
+        perceptual=perceptual,
+        identity=identity,
+        init=init,
+        mask=mask,
+        rng=rng,
+        on_step=on_step,
+        **extra,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Import a result type when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.report"), name)

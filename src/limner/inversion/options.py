@@ -1,0 +1,137 @@
+"""Options of inversion.  No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from limner.errors import OptionError
+from limner.options import Options, knob
+
+OPTIMIZED = ("z", "z+", "w", "w+", "s")
+METHODS = (*OPTIMIZED, "pivotal")
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionOptions(Options):
+    """How an image is embedded.  The defaults suit small generators on a CPU; `preset` has the published ones."""
+
+    method: str = knob("w+", choices=METHODS)
+    """space that is searched (w+ is closest to the picture, w easiest to edit), or pivotal: search, then tune the
+    generator around what was found"""
+    steps: int = knob(150, lo=1, hi=20_000)
+    """steps of the search"""
+    learning_rate: float = knob(0.1, lo=1e-5, hi=1.0)
+    """step size of Adam at its height"""
+    rampup: float = knob(0.05, lo=0.0, hi=1.0)
+    """share of the steps in which the step size rises from zero"""
+    rampdown: float = knob(0.25, lo=0.0, hi=1.0)
+    """share of the steps in which it falls to zero again"""
+    l2: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the mean squared difference of pixels, [-1, 1]"""
+    perceptual: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the perceptual distance"""
+    w_norm: float = knob(0.0, lo=0.0, hi=1e6)
+    """weight of the code's mean squared distance from the mean, in standard deviations; keeps it easy to edit"""
+    fit_noise: bool = knob(True)
+    """fit the noise maps too"""
+    noise_reg: float = knob(1e5, lo=0.0, hi=1e9)
+    """weight of the noise maps' correlation, which keeps the picture out of them"""
+    perturbation: float = knob(0.05, lo=0.0, hi=10.0)
+    """random shake of the code at the start, as a share of the spread of w"""
+    perturbation_ramp: float = knob(0.75, lo=0.0, hi=1.0)
+    """share of the steps over which the shake fades"""
+    init: str = knob("mean", choices=("mean", "zeros", "given"))
+    """where the search starts: the mean code, zero, or the codes handed over (from an encoder)"""
+    mean_samples: int = knob(10_000, lo=2, hi=1_000_000)
+    """random codes from which mean and spread are measured"""
+    patience: int = knob(30, lo=0, hi=20_000)
+    """steps without progress after which a picture's search goes straight to its ramp-down; 0 never does"""
+    tolerance: float = knob(0.01, lo=0.0, hi=1.0)
+    """part by which the loss must fall to count as progress"""
+    seed: int = knob(0, lo=0, hi=2**31 - 1)
+    """seed of the random numbers"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PivotalOptions(Options):
+    """How the generator is tuned to one person; the defaults are the published ones."""
+
+    pivot: str = knob("w", choices=OPTIMIZED)
+    """space of the search that comes before"""
+    tune_steps: int = knob(350, lo=1, hi=20_000)
+    """steps of tuning"""
+    tune_learning_rate: float = knob(3e-4, lo=1e-7, hi=0.1)
+    """step size of Adam"""
+    tune_l2: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the mean squared difference of pixels"""
+    tune_perceptual: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the perceptual distance"""
+    tune_stop: float = knob(0.06, lo=0.0, hi=10.0)
+    """perceptual distance at which tuning ends early"""
+    tune_layers: str = knob("all")
+    """layers that may change, as a layer mask"""
+    locality: float = knob(0.0, lo=0.0, hi=1e6)
+    """weight of keeping faces near the pivot as they were; 0, as published, leaves it out, 1 is the paper's"""
+    locality_distance: float = knob(30.0, lo=0.0, hi=1e6)
+    """how far from the pivot these faces lie, in w"""
+    locality_l2: float = knob(0.1, lo=0.0, hi=1e6)
+    """weight of their pixels within the term"""
+    locality_perceptual: float = knob(0.1, lo=0.0, hi=1e6)
+    """weight of their perceptual distance within the term"""
+
+
+_PROJECTOR = {"steps": 1000, "l2": 0.0, "patience": 0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "rosinality": {**_PROJECTOR, "method": "w"},
+    "ada": {**_PROJECTOR, "method": "w", "seed": 303},
+    "toonify": {**_PROJECTOR, "method": "w+"},
+    "pti": {
+        **_PROJECTOR,
+        "method": "pivotal",
+        "steps": 450,
+        "learning_rate": 0.01,
+        "mean_samples": 600,
+    },
+    "ii2s": {
+        "method": "w+",
+        "steps": 1300,
+        "learning_rate": 0.01,
+        "rampup": 0.0,
+        "rampdown": 0.0,
+        "l2": 1.0,
+        "w_norm": 0.001,
+        "fit_noise": False,
+        "perturbation": 0.0,
+        "patience": 0,
+    },
+    "image2stylegan": {
+        "method": "w+",
+        "steps": 5000,
+        "learning_rate": 0.01,
+        "rampup": 0.0,
+        "rampdown": 0.0,
+        "l2": 0.25,
+        "fit_noise": False,
+        "perturbation": 0.0,
+        "patience": 0,
+    },
+}
+"""Published settings of other programs.
+
+Differs: `ii2s` measures the distance from the mean per entry of w instead of per principal component, and
+`image2stylegan` compares with the trunk at hand instead of four maps of VGG16; its ``l2`` is 0.25 because it works on
+[0, 1].
+"""
+
+
+def preset(name: str, **changes: Any) -> InversionOptions:
+    """Return a published setting with some values changed.
+
+    Raises:
+        OptionError: no such preset, or a value out of range.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
+    return InversionOptions(**{**PRESETS[name], **changes})
