@@ -1,0 +1,56 @@
+"""Options of learning a style and of putting one on a photo (imports no torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from limner.options import Options, knob
+
+NOISE = ("constant", "random", "none")
+BLENDS = ("weights", "features")
+
+
+@dataclasses.dataclass(frozen=True)
+class JojoganOptions(Options):
+    """How a style is learned from one or more pictures.
+
+    Source: Chong and Forsyth 2021, "JoJoGAN: One Shot Face Stylization" (arXiv 2112.11641); defaults as published.
+    Differs: noise is constant by default, so that results repeat; the row mask and the feature layers have a
+    counterpart for generators below 256 px, where the published ones would mix or compare next to nothing.
+    """
+
+    steps: int = knob(200, lo=1, hi=20_000, step=1)
+    """Number of training steps; more follow the style picture more closely."""
+    style_mix: float = knob(1.0, lo=0.0, hi=1.0, step=0.05)
+    """How far the masked rows of the style picture's code are replaced by random ones while learning: 1 spreads the
+    style over every colour and texture, 0 memorises the one picture."""
+    mask: str = knob("auto")
+    """Rows of w+ that are mixed, as a layer mask (7-17, 64px-, fine); auto takes the published rows (7 and up) from
+    256 px, and the rows of the three largest resolutions below that."""
+    keep_color: bool = knob(False)
+    """Learn shapes and strokes but leave colours to the photo: auto then mixes fewer rows (9, 11, 15, 16, 17 at 1024)."""
+    feature_layers: tuple[int, ...] | None = knob(None)
+    """Discriminator stages that are compared, 0 being its first layer; by default 1, 3, 4, 5 from 256 px and those of
+    8 px and more below that."""
+    learning_rate: float = knob(2e-3, lo=1e-6, hi=0.1)
+    """Step size of Adam (betas 0 and 0.99)."""
+    ema: float = knob(0.0, lo=0.0, hi=0.9999)
+    """Keep a moving average of the weights with this decay per step; 0 keeps the last weights."""
+    noise: str = knob("constant", choices=NOISE)
+    """Noise inputs while learning: constant repeats exactly, random draws new ones each step, as published."""
+    seed: int = knob(0, lo=0, hi=2**31 - 1)
+    """Seed of the random codes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleOptions(Options):
+    """How a learned style is put on a face; nothing here needs training."""
+
+    strength: float = knob(1.0, lo=0.0, hi=1.0, step=0.05)
+    """How much of the style: 0 is the face as embedded, 1 the whole style."""
+    layers: str = knob("all")
+    """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
+    keep_color: bool = knob(False)
+    """Keep the colours of the photo and take only light, shade and line from the style."""
+    blend: str = knob("weights", choices=BLENDS)
+    """What a strength below 1 interpolates: the weights of the networks (faster) or their features (smoother)."""

@@ -1,0 +1,163 @@
+"""Packing a style: low-rank products in 8 bits, the ranks shared out where they save most.
+
+`limner.nn.deltas.compress` cuts every tensor by one rule and keeps float16; a style that ships with the package has a
+byte budget, so here the terms of all tensors compete for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from limner.errors import KeyMismatchError, ShapeError
+
+LEFT, RIGHT, SCALE = ".left", ".right", ".scale"
+SCALE_BYTES = 4
+HEADER_BYTES = 100
+"""About what safetensors' header needs for one tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """A packed delta and what it lost.
+
+    Attributes:
+        tensors: what to store: ``NAME`` (whole, float16) or ``NAME.left``, ``NAME.right`` (int8 factors) and
+            ``NAME.scale`` (float32, one per term of the product).
+        bytes_before, bytes_after: size as float32 and as stored.
+        error: root of the squared error over the squared change.
+    """
+
+    tensors: dict[str, Tensor]
+    bytes_before: int
+    bytes_after: int
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factors:
+    """A tensor as a sum of products of unit vectors, the largest first."""
+
+    left: Tensor  # (rows, terms)
+    values: Tensor  # (terms,)
+    right: Tensor  # (terms, columns)
+
+    @property
+    def bytes_per_term(self) -> int:
+        return len(self.left) + self.right.shape[1] + SCALE_BYTES
+
+
+@torch.no_grad()
+def pack(delta: Mapping[str, Tensor], *, budget_bytes: int) -> Packing:
+    """Store vectors as float16 and matrices as sums of products, as many terms as the budget allows.
+
+    A term is worth its squared size over the number of entries of its tensor: equalised weights have variance about
+    one, so this is the relative change of the layer.  Terms are taken in the order of worth per byte.
+
+    Args:
+        delta: tensor name -> change.
+        budget_bytes: what all of it may need, headers included; vectors are kept even beyond it.
+    """
+    stored: dict[str, Tensor] = {}
+    factors = {name: _factorise(change) for name, change in delta.items() if change.ndim >= 2}
+    for name, change in delta.items():
+        if name not in factors:
+            stored[name] = _halve(change)
+    left = budget_bytes - _size(stored) - HEADER_BYTES * (len(stored) + 3 * len(factors))
+    for name, terms in _share_out(factors, left).items():
+        change, parts = delta[name], factors[name]
+        if terms * parts.bytes_per_term >= 2 * change.numel():
+            stored[name] = _halve(change)
+        elif terms:
+            stored |= _quantise(name, change, parts, terms)
+    back = unpack(stored)
+    total = sum(float(change.float().square().sum()) for change in delta.values())
+    lost = sum(
+        float((change.float() - back.get(name, torch.zeros(()))).square().sum())
+        for name, change in delta.items()
+    )
+    before = sum(4 * change.numel() for change in delta.values())
+    return Packing(stored, before, _size(stored), (lost / total) ** 0.5 if total else 0.0)
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the delta, float32, that `pack` stored.
+
+    Raises:
+        KeyMismatchError: a part of a product is missing.
+        ShapeError: the parts of a product do not fit.
+    """
+    delta = {}
+    for name, value in tensors.items():
+        if name.endswith((RIGHT, SCALE)):
+            whole = name.removesuffix(RIGHT).removesuffix(SCALE)
+            if whole + LEFT not in tensors:
+                raise KeyMismatchError(f"{name} has no {whole + LEFT} beside it")
+        elif name.endswith(LEFT):
+            whole = name.removesuffix(LEFT)
+            missing = [whole + part for part in (RIGHT, SCALE) if whole + part not in tensors]
+            if missing:
+                raise KeyMismatchError(f"{name} has no {missing[0]} beside it")
+            right, scale = tensors[whole + RIGHT], tensors[whole + SCALE]
+            if value.ndim != 2 or right.ndim < 2 or not value.shape[1] == right.shape[0] == scale.numel():
+                shapes = ", ".join(str(tuple(part.shape)) for part in (value, scale, right))
+                raise ShapeError(f"{whole}: the shapes {shapes} of its parts do not fit")
+            product = (value.float() * scale.float()) @ right.float().flatten(1)
+            delta[whole] = product.view(value.shape[0], *right.shape[1:])
+        else:
+            delta[name] = value.float()
+    return delta
+
+
+def _factorise(change: Tensor) -> _Factors:
+    matrix = change.detach().cpu().double().flatten(1)
+    if matrix.shape[0] <= matrix.shape[1]:
+        # The eigenvectors of the small Gram matrix are the left singular vectors, many times faster than an SVD.
+        squares, left = torch.linalg.eigh(matrix @ matrix.t())
+        values, left = squares.flip(0).clamp_min(0).sqrt(), left.flip(1)
+        right = left.t() @ matrix / values.clamp_min(1e-30)[:, None]
+    else:
+        squares, right = torch.linalg.eigh(matrix.t() @ matrix)
+        values, right = squares.flip(0).clamp_min(0).sqrt(), right.flip(1).t()
+        left = matrix @ right.t() / values.clamp_min(1e-30)
+    rank = int((values > 1e-7 * values[0]).sum())
+    return _Factors(left[:, :rank].float(), values[:rank].float(), right[:rank].float())
+
+
+def _share_out(factors: Mapping[str, _Factors], budget_bytes: int) -> dict[str, int]:
+    """Return the number of terms of every tensor."""
+    offers = []
+    for name, parts in factors.items():
+        entries = len(parts.left) * parts.right.shape[1]
+        worth = parts.values.square() / (entries * parts.bytes_per_term)
+        offers += [(value, name) for value in worth.tolist()]
+    terms = dict.fromkeys(factors, 0)
+    for _, name in sorted(offers, key=lambda offer: (-offer[0], offer[1])):
+        cost = factors[name].bytes_per_term
+        if cost > budget_bytes:
+            break
+        budget_bytes -= cost
+        terms[name] += 1
+    return terms
+
+
+def _quantise(name: str, change: Tensor, parts: _Factors, terms: int) -> dict[str, Tensor]:
+    left, right = parts.left[:, :terms], parts.right[:terms]
+    left_step, right_step = left.abs().amax(0) / 127, right.abs().amax(1) / 127
+    return {
+        name + LEFT: (left / left_step).round().to(torch.int8),
+        name + RIGHT: (right / right_step[:, None]).round().to(torch.int8).view(terms, *change.shape[1:]),
+        name + SCALE: parts.values[:terms] * left_step * right_step,
+    }
+
+
+def _halve(values: Tensor) -> Tensor:
+    half = values.detach().cpu().to(torch.float16).contiguous()
+    return half if half.isfinite().all() else values.detach().cpu().float().contiguous()
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
