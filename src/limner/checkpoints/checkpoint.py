@@ -1,0 +1,98 @@
+"""What a model file is once it has been read, and what a format is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from limner.checkpoints.source import Source
+from limner.nn.stylegan2 import Discriminator, Generator
+
+PARTS = ("generator", "discriminator", "encoder", "raw_generator")
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A model: networks and what is known about them.  Absent parts are None.
+
+    Args:
+        format: name of the format it was read from.
+        generator: the generator to make pictures with: where the file has both, the averaged one (EMA).
+        discriminator: its discriminator.
+        encoder: image -> latent.
+        raw_generator: the generator as trained, not averaged; only training needs it.
+        metadata: plain values: where missing things came from, options of the training run, licence.
+    """
+
+    format: str = "limner"
+    generator: Generator | None = None
+    discriminator: Discriminator | None = None
+    encoder: nn.Module | None = None
+    raw_generator: Generator | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def w_avg(self) -> Tensor | None:
+        """Mean of w, (w_dim,)."""
+        return None if self.generator is None else self.generator.w_avg
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts that are there."""
+        return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How a file is read; every format gets it.
+
+    Args:
+        parts: what to build; the rest of the file is not read.
+        channel_order: ``rgb`` turns networks made for BGR images round, ``stored`` leaves them.
+    """
+
+    parts: Collection[str] = PARTS
+    channel_order: str = "rgb"
+
+    def wants(self, part: str) -> bool:
+        """Say whether a part is to be built."""
+        return part in self.parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One file format.
+
+    Args:
+        name: short name, such as ``rosinality``.
+        title: what it is, for people.
+        detect: recognises an opened file.
+        load: reads it.
+        save: writes a checkpoint, None where Limner only reads; further arguments are the format's own.
+        suffixes: endings of the file name that mean this format when writing.
+    """
+
+    name: str
+    title: str
+    detect: Callable[[Source], bool]
+    load: Callable[[Source, ReadOptions], Checkpoint]
+    save: Callable[..., None] | None = None
+    suffixes: tuple[str, ...] = ()
+
+
+PathLike = str | os.PathLike[str] | Path
+
+
+def plain_values(value: Any, depth: int = 0) -> Any:
+    """Return what JSON can hold of a value; arrays and foreign objects become short descriptions."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, dict) and depth < 4:
+        return {str(key): plain_values(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)) and depth < 4 and len(value) <= 100:
+        return [plain_values(item, depth + 1) for item in value]
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,134 @@
+"""Limner's own files: safetensors with the architecture as JSON in the metadata.
+
+Tensors are named ``generator.*``, ``discriminator.*``, ... as in the modules' ``state_dict()``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions, plain_values
+from limner.checkpoints.networks import check_fit
+from limner.checkpoints.source import Source, replace_file
+from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
+from limner.nn.stylegan2 import Discriminator, Generator
+
+VERSION = 1
+ENTRY = "limner"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+BUILDERS: dict[str, Any] = {"generator": Generator, "discriminator": Discriminator, "raw_generator": Generator}
+"""Part -> class whose keyword arguments stand in the header."""
+
+
+def detect(source: Source) -> bool:
+    """Recognise a safetensors file with Limner's header."""
+    return source.container == "safetensors" and ENTRY in source.metadata
+
+
+def read_header(source: Source) -> dict[str, Any]:
+    """Return the header of a native file.
+
+    Raises:
+        UnknownFormatError: written by a newer Limner, or not a model.
+        CheckpointError: the header is broken.
+    """
+    try:
+        header = json.loads(source.metadata[ENTRY])
+        version, kind = int(header["version"]), header["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source.path}: the header is broken ({error!r}); fetch the file again") from None
+    if version > VERSION:
+        raise UnknownFormatError(f"{source.path} has version {version}, this Limner reads up to {VERSION}; update Limner")
+    if kind != "model":
+        raise UnknownFormatError(f"{source.path} is a {kind}, expected a model")
+    return header
+
+
+def load(source: Source, options: ReadOptions) -> Checkpoint:
+    """Read a native model.
+
+    Raises:
+        KeyMismatchError: the tensors do not fit the architecture in the header.
+    """
+    header = read_header(source)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in source.state.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    unknown = [part for part in parts if part not in BUILDERS or part not in header]
+    if unknown:
+        raise KeyMismatchError(f"{source.path} holds parts that its header does not describe: {', '.join(unknown)}")
+    checkpoint = Checkpoint("limner", metadata=dict(header.get("metadata") or {}))
+    for key in ("provenance", "licence"):
+        if key in header:
+            checkpoint.metadata[key] = header[key]
+    for part, tensors in parts.items():
+        if options.wants(part):
+            what = f"the {part} of {source.path}"
+            setattr(checkpoint, part, build_network(BUILDERS[part], header[part], tensors, what=what))
+    return checkpoint
+
+
+def build_network(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, what: str) -> nn.Module:
+    """Build a module from its arguments and tensors.
+
+    Raises:
+        KeyMismatchError: the arguments or the tensors do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            network = kind(**config)
+    except (TypeError, ValueError, RuntimeError, LimnerError) as error:
+        raise KeyMismatchError(f"{what}: its header describes no network ({error})") from None
+    check_fit(network, tensors, what=what)
+    network.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, assign=True)
+    return network.eval()
+
+
+def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> None:
+    """Write a native model, all at once.
+
+    Args:
+        checkpoint: the model.
+        path: where to.
+        dtype: ``float32``, or ``float16`` for half the size: matrices, kernels and maps lose precision (relative
+            error 5e-4), vectors and scalars do not.
+
+    Raises:
+        CheckpointError: no networks, unknown dtype, values too large for float16, no permission.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    header: dict[str, Any] = {"version": VERSION, "kind": "model", "dtype": dtype}
+    tensors: dict[str, Tensor] = {}
+    for part, network in checkpoint.parts().items():
+        if part not in BUILDERS:
+            raise CheckpointError(f"the {part} ({type(network).__name__}) cannot be written to a native file yet")
+        header[part] = network.config()
+        for name, value in network.state_dict().items():
+            tensors[f"{part}.{name}"] = _stored(value, DTYPES[dtype], f"{part}.{name}")
+    if not tensors:
+        raise CheckpointError(f"there is nothing to write to {path}: the checkpoint has none of {', '.join(PARTS)}")
+    metadata = dict(checkpoint.metadata)
+    header["provenance"] = plain_values(metadata.pop("provenance", {"format": checkpoint.format}))
+    header["licence"] = str(metadata.pop("licence", "unknown"))
+    header["metadata"] = plain_values(metadata)
+    with replace_file(path) as temporary:
+        save_file(tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
+
+
+def _stored(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    value = value.detach().cpu()
+    if dtype == torch.float16 and value.ndim >= 2:
+        value = value.to(torch.float16)
+        if not value.isfinite().all():
+            raise CheckpointError(f"{name} holds values too large for float16; write float32")
+    return value.contiguous().clone()
+
+
+FORMAT = Format("limner", "Limner's own safetensors", detect, load, save, (".safetensors",))
