@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,20 @@ def path(name: str) -> Path:
         remedy = "install Limner anew" if found.bundled else f"limner models pull {name}"
         raise ZooError(f"the file of {name}, {found.path}, is missing; {remedy}")
     return found.path
+
+
+def default_name(kind: str) -> str:
+    """Return the bundled model of a kind that is used when none is named: the largest by the number in its name.
+
+    Raises:
+        ZooError: none of this kind is bundled.
+    """
+    found = [name for name, card in bundled().items() if card.kind == kind]
+    if not found:
+        raise ZooError(
+            f"no {kind} ships with this version; name one: limner models list --kind {kind} shows them"
+        )
+    return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
 def resolve(name_or_path: str | Path) -> Path:

@@ -1,0 +1,176 @@
+"""The repository as a whole: sizes, cards, recipes, and what the documents promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from limner import zoo
+from limner.app import cli
+from limner.options import from_mapping, read_recipe
+
+ROOT = Path(__file__).parent.parent
+MB = 1_000_000
+# Largest size of all bundled files of a kind together; the sum is the promise of 40 MB.
+BUDGETS = {
+    "model": 16 * MB,
+    "style": 8 * MB,
+    "encoder": 4 * MB,
+    "trunk": 6 * MB,
+    "identity": 4 * MB,
+    "detector": 2 * MB,
+}
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+MODEL_FILES = sorted(
+    file for file in zoo.BUNDLED_DIR.rglob("*") if file.suffix in (".safetensors", ".limner")
+)
+
+
+def test_budgets_add_up():
+    assert sum(BUDGETS.values()) <= 40 * MB
+
+
+@pytest.mark.parametrize("kind", sorted({card.kind for card in zoo.bundled().values()}))
+def test_every_family_keeps_to_its_budget(kind):
+    assert kind in BUDGETS, f"models of kind {kind!r} have no budget yet"
+    size = sum(card.path.stat().st_size for card in zoo.bundled().values() if card.kind == kind)
+    assert size <= BUDGETS[kind], f"{kind}: {size / MB:.1f} MB"
+
+
+def test_bundled_folder_is_below_40_mb():
+    assert sum(file.stat().st_size for file in zoo.BUNDLED_DIR.rglob("*") if file.is_file()) < 40 * MB
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.name)
+def test_every_bundled_file_has_an_entry_and_a_card(file):
+    assert file.stem in zoo.bundled(), "run scripts/index_bundled.py"
+    card = zoo.verify(file.stem)
+    assert card.path == file
+    assert card.bytes == file.stat().st_size
+    text = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert len(text) > 200
+    assert re.search("licen[cs]e", text, re.IGNORECASE)
+
+
+def test_index_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/index_bundled.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_parents_of_bundled_models_are_bundled():
+    for card in zoo.bundled().values():
+        assert not card.parent or card.parent in zoo.bundled(), card
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_recipe_loads(file):
+    """So far every recipe is one of ``limner train gan``; what is missing stands on its command line."""
+    options_class = cli.load_command("train gan")[1]
+    recipe = {"data": "pictures", "out": "runs/test", **read_recipe(file)}
+    options = from_mapping(options_class, recipe, str(file))
+    assert set(recipe) <= {field.name for field in dataclasses.fields(options)}
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Return the words of every ``limner ...`` line in the code blocks of a Markdown text."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```|((?:^(?: {4}|\t).*\n)+)", text, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(fenced or indented for fenced, indented in blocks).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        line = line.strip().removeprefix("$ ")
+        if re.match(r"(\S*/)?limner(\s|$)", line):
+            found.append(shlex.split(line, comments=True)[1:])
+    return found
+
+
+def test_commands_are_found_in_markdown():
+    text = "x\n\n    limner doctor  # all\n\n```sh\n$ .venv/bin/limner sample \\\n  --psi 1\nls\n```\n"
+    assert sorted(commands_in(text)) == [["doctor"], ["sample", "--psi", "1"]]
+
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(zoo.BUNDLED_DIR.glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("file", [file for file in DOCUMENTS if file.is_file()], ids=lambda file: file.name)
+def test_commands_in_documents_exist(file):
+    """Every command line shown parses, options and all."""
+    for words in commands_in(file.read_text(encoding="utf-8")):
+        if not words or words[0] in ("--help", "--version", "COMMAND"):
+            continue
+        name, rest = cli.find_command(words)
+        if "--help" in rest or name not in cli.COMMANDS:
+            continue
+        options_class = cli.load_command(name)[1]
+        parser = cli.build_parser(name, options_class)
+        _, unknown = parser.parse_known_intermixed_args(rest)
+        assert not unknown, f"{file.name}: limner {' '.join(words)}"
+
+
+def test_documents_are_there():
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "NOTICE",
+        "constraints.txt",
+        "Makefile",
+    ):
+        assert (ROOT / name).is_file(), name
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_makefile_has_the_promised_targets():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("setup", "demo", "test", "test-slow", "lint", "types", "bench", "models"):
+        assert re.search(rf"^{target}:.*##", text, re.MULTILINE), target
+
+
+def test_constraints_pin_all_that_the_project_asks_for():
+    pins = set()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            assert version, line
+            pins.add(normalise(name))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    names = {normalise(re.split(r"[\[<>=~! ]", requirement)[0]) for requirement in wanted} - {"limner"}
+    assert names <= pins
+    assert "torchvision" not in pins
+
+
+def normalise(name: str) -> str:
+    """Return a package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(
+    "module", ["limner", "limner.nn", "limner.latent", "limner.faces", "limner.checkpoints"]
+)
+def test_all_is_true(module):
+    package = importlib.import_module(module)
+    assert all(hasattr(package, name) for name in getattr(package, "__all__", []))
