@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions, plain_values
-from limner.checkpoints.networks import check_fit
+from limner.checkpoints.networks import Skeleton, check_fit
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -81,7 +81,7 @@ def build_network(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor],
         KeyMismatchError: the arguments or the tensors do not fit.
     """
     try:
-        with torch.device("meta"):
+        with Skeleton():
             network = kind(**config)
     except (TypeError, ValueError, RuntimeError, LimnerError) as error:
         raise KeyMismatchError(f"{what}: its header describes no network ({error})") from None

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from limner.checkpoints.keymaps import (
     MAX_MAPPING,
@@ -32,6 +33,19 @@ W_AVG_COUNT = 4096
 W_AVG_SEED = 0
 NOISE_SEED = 0
 SHOWN = 4
+
+
+class Skeleton(TorchFunctionMode):
+    """Inside it, modules are made with uninitialised parameters: their values are about to be loaded.
+
+    The meta device would do the same, but its random numbers import sympy, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.randn:
+            return func(*args, **kwargs)
+        return torch.empty(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +208,7 @@ def build_generator(
     """
     found = translate(state, generator_rows(MAX_RESOLUTION, MAX_MAPPING, True), column, kernels, ignored)
     config = generator_config(found) | extra
-    with torch.device("meta"):
+    with Skeleton():
         generator = Generator(**config)
     exact = generator_rows(config["resolution"], config["mapping_depth"], bool(config["label_dim"]))
     notes: dict[str, Any] = {"w_avg": "stored"}
@@ -249,7 +263,7 @@ def build_discriminator(
         raise KeyMismatchError(f"{what} has blocks for {resolution} px, expected 8, 16, ... {MAX_RESOLUTION}")
     found = translate(state, discriminator_rows(resolution, MAX_MAPPING), column, kernels)
     config = discriminator_config(found, resolution) | extra
-    with torch.device("meta"):
+    with Skeleton():
         discriminator = Discriminator(**config)
     if adjust:
         adjust(found.values)
@@ -259,7 +273,7 @@ def build_discriminator(
 
 
 def fill_network(network: nn.Module, found: Found, rows: tuple[Row, ...], column: str, *, what: str) -> None:
-    """Load translated tensors as float32 copies into a network made on the meta device.
+    """Load translated tensors as float32 copies into a network made inside `Skeleton`.
 
     Raises:
         KeyMismatchError: names or shapes differ.
@@ -272,7 +286,7 @@ def fill_network(network: nn.Module, found: Found, rows: tuple[Row, ...], column
 
     def foreign_shape(name: str, shape: Shape) -> Shape:
         operation: Operation = entries[name][1] if entries.get(name) else Operation(lambda x: x, lambda x: x)
-        return tuple(operation.from_limner(torch.empty(shape, device="meta")).shape)
+        return tuple(operation.from_limner(torch.empty(shape)).shape)
 
     misshapen = {
         foreign(name): (found.misshapen[name], foreign_shape(name, shapes[name]) if name in shapes else None)
