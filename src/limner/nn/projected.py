@@ -46,7 +46,9 @@ class FeatureProjection(nn.Module):
         return mixed[::-1]
 
 
-def _judge(in_channels: int, side: int, first: nn.Module | None, width: int) -> tuple[nn.Sequential, nn.Module]:
+def _judge(
+    in_channels: int, side: int, first: nn.Module | None, width: int
+) -> tuple[nn.Sequential, nn.Module]:
     """Return the body that halves a map down to 4 x 4 (or less) and the last layer, which also sees the spread."""
     layers: list[nn.Module] = [] if first is None else [first, nn.LeakyReLU(0.2)]
     if first is not None:
@@ -131,8 +133,12 @@ class ProjectedDiscriminator(nn.Module):
         """image (B, 3, R, R) -> the projected maps, before scaling."""
         size = (self.feature_resolution, self.feature_resolution)
         if image.shape[2:] != size:
-            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=size < image.shape[2:])
-        return self.projection(self.trunk(image.contiguous(memory_format=torch.channels_last))[self.first_map :])
+            image = F.interpolate(
+                image, size=size, mode="bilinear", align_corners=False, antialias=size < image.shape[2:]
+            )
+        return self.projection(
+            self.trunk(image.contiguous(memory_format=torch.channels_last))[self.first_map :]
+        )
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
@@ -182,6 +188,7 @@ class MomentMatcher(nn.Module):
         keep = torch.clamp(self.updates / (self.updates + 5), max=self.momentum)
         for i, x in enumerate(self.reduce(features)):
             mean, var = getattr(self, f"mean{i}"), getattr(self, f"var{i}")
+            x = x.to(mean.dtype)
             mean.lerp_(x.mean(0), 1 - keep)
             var.lerp_((x - mean).square().mean(0), 1 - keep)
         self.updates += 1
@@ -191,6 +198,7 @@ class MomentMatcher(nn.Module):
         total = features[0].new_zeros(())
         for i, x in enumerate(self.reduce(features)):
             mean, var = getattr(self, f"mean{i}"), getattr(self, f"var{i}")
+            x = x.to(mean.dtype)
             deviation = var.sqrt() + 0.05 * var.mean().sqrt()
             total = total + ((x.mean(0) - mean) / deviation).square().mean()
             total = total + ((x.var(0) + 1e-6).sqrt() / deviation - 1).square().mean()

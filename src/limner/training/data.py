@@ -73,10 +73,13 @@ def read_pictures(source: Path, names: list[str], resolution: int) -> Iterator[n
             except OSError as error:
                 raise MediaError(f"{source}/{name}: {error}; remove it or leave it out with select") from None
             if picture.width != picture.height:
-                raise MediaError(f"{source}/{name} is {picture.width} x {picture.height}, expected a square picture")
+                raise MediaError(
+                    f"{source}/{name} is {picture.width} x {picture.height}, expected a square picture"
+                )
             if picture.width != resolution:
                 picture = picture.resize((resolution, resolution), Image.Resampling.BOX, reducing_gap=None)
-            yield np.asarray(picture).transpose(2, 0, 1)
+            # Contiguous, so that a run from the cache sums in the same order and repeats bit by bit.
+            yield np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
     finally:
         if archive:
             archive.close()
@@ -84,7 +87,10 @@ def read_pictures(source: Path, names: list[str], resolution: int) -> Iterator[n
 
 def cache_folder() -> Path:
     """Return the folder for prepared arrays: ``LIMNER_CACHE`` or the user's cache folder."""
-    base = os.environ.get("LIMNER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "limner"
+    base = (
+        os.environ.get("LIMNER_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "limner"
+    )
     return Path(base) / "datasets"
 
 
@@ -101,7 +107,9 @@ class PictureSet:
     def __init__(self, source: str | Path, resolution: int, *, select: str = "", cache: bool = True):
         path = Path(source)
         self.names = list_pictures(path, select)
-        stamp = f"{path.resolve()}|{resolution}|{len(self.names)}|{path.stat().st_mtime_ns}|" + "|".join(self.names)
+        stamp = f"{path.resolve()}|{resolution}|{len(self.names)}|{path.stat().st_mtime_ns}|" + "|".join(
+            self.names
+        )
         file = cache_folder() / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}-{resolution}.npy"
         if cache and file.exists():
             self.pixels = torch.from_numpy(np.load(file))

@@ -10,7 +10,7 @@ al. 2021 (arXiv 2111.01007); Mo et al. 2020, FreezeD (arXiv 2002.10964).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import OptionError
+from limner.losses import (
+    hinge_d_loss,
+    hinge_g_loss,
+    logistic_d_loss,
+    logistic_g_loss,
+    path_length_penalty,
+    r1_penalty,
+)
+from limner.nn.augment import AdaController, AdaPipe
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
-from limner.nn.stylegan2 import Discriminator, Generator
+from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.options import GanOptions
 from limner.training.run import Runtime, StepRandom
+
 
 @dataclass
 class GanRun:
@@ -37,7 +47,6 @@ class GanRun:
     new_parameters: frozenset[str] = frozenset()
     step: int = 0
     images: int = 0
-    pl_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @property
     def kimg(self) -> float:
@@ -89,7 +98,9 @@ class Game:
         self.optimisers = {
             "G": torch.optim.Adam(run.G.parameters(), self.base_lr["G"], (betas[0], betas[1] ** ratio_g)),
             "D": torch.optim.Adam(
-                [p for p in run.D.parameters() if p.requires_grad], self.base_lr["D"], (betas[0], betas[1] ** ratio_d)
+                [p for p in run.D.parameters() if p.requires_grad],
+                self.base_lr["D"],
+                (betas[0], betas[1] ** ratio_d),
             ),
         }
 
@@ -100,7 +111,9 @@ class Game:
         share = options.batch_size // world
         size = options.batch_per_device or share
         if share % size:
-            raise OptionError(f"batch_per_device {size} does not divide this process's share of {share} images")
+            raise OptionError(
+                f"batch_per_device {size} does not divide this process's share of {share} images"
+            )
         return [size] * (share // size)
 
     def step(self, random: StepRandom) -> dict[str, float]:
@@ -119,7 +132,9 @@ class Game:
     def update(self, name: str) -> None:
         """Average gradients over processes and take an optimiser step at the current rate."""
         optimiser = self.optimisers[name]
-        rate = self.run.learning_rate(self.base_lr[name]) * (self.run.generator_share() if name == "G" else 1.0)
+        rate = self.run.learning_rate(self.base_lr[name]) * (
+            self.run.generator_share() if name == "G" else 1.0
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -189,12 +204,11 @@ class ProjectedGame(Game):
         # The heads: fake features are detached, so that one generator pass can serve both players.
         self.set_generator_trainable(keep)
         D.heads.requires_grad_(True)
-        noise_random = random.local
         starts = [random.cpu.get_state()]
         for size in self.micro:
             with run.runtime.autocast(), torch.set_grad_enabled(keep):
                 w_plus = draw_w_plus(run.G, size, options.mixing, random)
-                fake = run.G.synthesis(w_plus, "random", rng=noise_random)
+                fake = run.G.synthesis(w_plus, "random", rng=random.local)
                 fake_maps = D.features(augment_lightly(fake.float(), p, random.cpu))
             with run.runtime.autocast():
                 real = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
@@ -202,8 +216,8 @@ class ProjectedGame(Game):
                     real_maps = D.features(augment_lightly(real, p, random.cpu))
                 fake_logits = D.judge([x.detach() for x in fake_maps])
                 real_logits = D.judge(real_maps)
-                loss_d = torch.stack([F.relu(1 + x).mean() for x in fake_logits]).sum()
-                loss_d = loss_d + torch.stack([F.relu(1 - x).mean() for x in real_logits]).sum()
+                pairs = zip(real_logits, fake_logits, strict=True)
+                loss_d = torch.stack([hinge_d_loss(real, fake) for real, fake in pairs]).sum()
             (loss_d / len(self.micro)).backward()
             self.moments.update(real_maps)
             starts.append(random.cpu.get_state())
@@ -224,9 +238,9 @@ class ProjectedGame(Game):
                 if not keep:
                     random.cpu.set_state(starts[i])
                     w_plus = draw_w_plus(run.G, size, options.mixing, random)
-                    fake = run.G.synthesis(w_plus, "random", rng=noise_random)
+                    fake = run.G.synthesis(w_plus, "random", rng=random.local)
                     maps = D.features(augment_lightly(fake.float(), p, random.cpu))
-                loss_g = -torch.stack([x.mean() for x in D.judge(maps)]).sum()
+                loss_g = torch.stack([hinge_g_loss(x) for x in D.judge(maps)]).sum()
                 moments = self.moments(maps)
             ((loss_g + options.moment_weight * moments) / len(self.micro)).backward()
             add(loss_g=loss_g, moments=moments)
@@ -235,8 +249,104 @@ class ProjectedGame(Game):
 
 
 class StyleGan2Game(Game):
-    """Non-saturating logistic loss, lazy R1 and path length, adaptive augmentation.
+    """Non-saturating logistic loss, lazy R1 and path length, fixed or adaptive augmentation.
 
     Args:
         run: its ``D`` is a `Discriminator`.
     """
+
+    def __init__(self, run: GanRun):
+        super().__init__(run)
+        options = run.options
+        self.pipe = AdaPipe() if options.augment == "ada" else None
+        self.pl_mean = torch.zeros((), device=run.runtime.device)
+        self.ada = AdaController(p=options.augment_p, target=options.ada_target, ada_kimg=options.ada_kimg)
+
+    def state(self) -> dict[str, Any]:
+        """Add path length's running mean and the augmentation's strength."""
+        return super().state() | {"pl_mean": self.pl_mean, "ada": self.ada.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take them back too."""
+        super().load_state(state)
+        self.pl_mean = state["pl_mean"]
+        self.ada.load_state(state["ada"])
+
+    def augment(self, image: Tensor, random: StepRandom) -> Tensor:
+        """Change images as the options say, real and generated alike."""
+        if self.pipe is not None:
+            return self.pipe(image, self.ada.p, rng=random.cpu)
+        return (
+            augment_lightly(image, self.run.options.augment_p, random.cpu)
+            if self.run.options.augment == "diff"
+            else image
+        )
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """One step of discriminator and generator."""
+        run, options = self.run, self.run.options
+        record = self._step_d(random, penalise=run.step % options.d_reg_interval == 0)
+        if run.generator_share() > 0 and not options.only_discriminator:
+            record |= self._step_g(
+                random, penalise=bool(options.pl_weight) and run.step % options.g_reg_interval == 0
+            )
+        return record
+
+    def _step_d(self, random: StepRandom, *, penalise: bool) -> dict[str, float]:
+        run, options = self.run, self.run.options
+        self.set_generator_trainable(False)
+        # Against an average that does not train, the discriminator of a finished generator is made.
+        G = run.ema if options.only_discriminator else run.G
+        record = {"loss_d": 0.0} | ({"r1": 0.0} if penalise else {})
+        share = 1 / len(self.micro)
+        for size in self.micro:
+            with run.runtime.autocast():
+                with torch.no_grad():
+                    w_plus = draw_w_plus(G, size, options.mixing, random)
+                    fake = G.synthesis(w_plus, "random", rng=random.local).float()
+                real = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
+                real.requires_grad_(penalise)
+                real_logits = run.D(self.augment(real, random))
+                loss = logistic_d_loss(real_logits, run.D(self.augment(fake, random)))
+            total = loss
+            if penalise:
+                r1 = r1_penalty(real_logits.float(), real)
+                total = total + r1 * (options.r1_gamma / 2 * options.d_reg_interval)
+                record["r1"] += r1.item() * share
+            (total * share).backward()
+            record["loss_d"] += loss.item() * share
+            if self.pipe is not None:
+                self.ada.observe(real_logits)
+            if not options.only_discriminator:
+                run.G.w_avg.lerp_(w_plus[:, 0].float().mean(0), 0.01)
+        self.update("D")
+        if self.pipe is not None:
+            self.ada.update(run.runtime.sum)
+            record |= {"sign": self.ada.r_t, "augment_p": self.ada.p}
+        return record
+
+    def _step_g(self, random: StepRandom, *, penalise: bool) -> dict[str, float]:
+        run, options = self.run, self.run.options
+        self.set_generator_trainable(True)
+        trainable = [p.requires_grad for p in run.D.parameters()]
+        run.D.requires_grad_(False)
+        record = {"loss_g": 0.0} | ({"pl": 0.0} if penalise else {})
+        share = 1 / len(self.micro)
+        for size in self.micro:
+            with run.runtime.autocast():
+                w_plus = draw_w_plus(run.G, size, options.mixing, random)
+                fake = run.G.synthesis(w_plus, "random", rng=random.local).float()
+                loss = logistic_g_loss(run.D(self.augment(fake, random)))
+            (loss * share).backward()
+            record["loss_g"] += loss.item() * share
+            if penalise:
+                half = max(1, size // 2)
+                w_plus = draw_w_plus(run.G, half, options.mixing, random)
+                fake = run.G.synthesis(w_plus, "random", rng=random.local)
+                pl, self.pl_mean = path_length_penalty(fake, w_plus, self.pl_mean, rng=random.cpu)
+                (pl * (options.pl_weight * options.g_reg_interval * share)).backward()
+                record["pl"] += pl.item() * share
+        self.update("G")
+        for p, on in zip(run.D.parameters(), trainable, strict=True):
+            p.requires_grad_(on)
+        return record

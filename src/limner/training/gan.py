@@ -57,12 +57,16 @@ def start_from(G: Generator, parent: Generator) -> frozenset[str]:
     Raises:
         KeyMismatchError: the parent is no smaller or equal generator of the same widths.
     """
-    new = copy_matching(G, parent.state_dict())
+    own, given = G.state_dict(), parent.state_dict()
+    unused = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    new = copy_matching(G, given)
     sizes = set(G.synthesis.channels) - set(parent.synthesis.channels)
     first_new = 2 * len(parent.synthesis.channels) - 1
     allowed = [f"synthesis.layers.{i}." for i in range(first_new, len(G.synthesis.layers))]
-    allowed += [f"synthesis.to_rgb.{j}." for j in range(len(parent.synthesis.channels), len(G.synthesis.channels))]
-    wrong = [name for name in new if not name.startswith(tuple(allowed))]
+    allowed += [
+        f"synthesis.to_rgb.{j}." for j in range(len(parent.synthesis.channels), len(G.synthesis.channels))
+    ]
+    wrong = [name for name in new if not name.startswith(tuple(allowed))] + unused
     if wrong:
         raise KeyMismatchError(
             f"init does not fit: it has channels {parent.synthesis.channels}, w_dim {parent.w_dim}, mapping depth "
@@ -95,9 +99,14 @@ def build_run(
     new = start_from(G, parent) if parent else frozenset()
     if options.discriminator == "projected":
         if trunk is None:
-            raise CheckpointError("the projected discriminator needs the trunk lite0; see `limner models verify`")
+            raise CheckpointError(
+                "the projected discriminator needs the trunk lite0; see `limner models verify`"
+            )
         D: nn.Module = ProjectedDiscriminator(
-            trunk=trunk, resolution=options.resolution, feature_resolution=options.feature_resolution, seed=options.seed
+            trunk=trunk,
+            resolution=options.resolution,
+            feature_resolution=options.feature_resolution,
+            seed=options.seed,
         )
     else:
         table = {size: width for size, width in DISCRIMINATOR_TABLE.items() if size <= options.resolution}
@@ -126,7 +135,9 @@ class GanTraining:
     def __init__(self, run: GanRun, *, figures: Figures | None = None, export: Export | None = None):
         self.run, self.figures, self.export = run, figures, export
         self.out = Path(run.options.out)
-        self.game: Game = ProjectedGame(run) if run.options.discriminator == "projected" else StyleGan2Game(run)
+        self.game: Game = (
+            ProjectedGame(run) if run.options.discriminator == "projected" else StyleGan2Game(run)
+        )
         self.journal = Journal(self.out / "log.jsonl")
 
     def state(self) -> dict[str, Any]:
@@ -245,7 +256,9 @@ class GanTraining:
     def write_sheet(self) -> Path:
         """Draw seeds 0-63 of the averaged generator, 8 x 8, psi 1, and return the picture's path."""
         run = self.run
-        z = torch.cat([torch.randn(1, run.ema.z_dim, generator=torch.Generator().manual_seed(s)) for s in range(64)])
+        z = torch.cat(
+            [torch.randn(1, run.ema.z_dim, generator=torch.Generator().manual_seed(s)) for s in range(64)]
+        )
         images = torch.cat([run.ema(part).float().cpu() for part in z.to(run.runtime.device).split(16)])
         side = run.options.resolution
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().view(8, 8, 3, side, side)

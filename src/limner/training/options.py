@@ -75,7 +75,7 @@ class GanOptions(Options):
     """diff: the probability; ada: the probability to start from."""
     ada_target: float = knob(0.6, lo=0, hi=1)
     """ada: wanted share of real images that the discriminator is sure of."""
-    ada_kimg: float = knob(500.0, lo=1, hi=100_000)
+    ada_kimg: float = knob(500.0, lo=0.01, hi=100_000)
     """ada: thousands of images in which the probability could go from 0 to 1; 100 for transfer."""
     mirror: bool = knob(True)
     """Flip half of the training pictures."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.errors import CheckpointError, DivergedError, MissingExtraError, OptionError
+from limner.errors import CheckpointError, DivergedError, MissingExtraError
 
 
 class Runtime:
@@ -23,21 +23,21 @@ class Runtime:
     One process needs nothing but torch; several are started by Lightning Fabric.
 
     Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: of this process.
         precision: ``fp32`` or ``bf16``.
-        fabric: set in processes that Fabric started.
+        fabric: set in processes that Fabric started; its device counts then.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "fp32", fabric: Any = None):
+    def __init__(self, device: torch.device, precision: str = "fp32", fabric: Any = None):
         self._fabric = fabric
-        self.device = fabric.device if fabric else torch.device(pick_device(device))
+        self.device: torch.device = fabric.device if fabric else device
         self.rank: int = fabric.global_rank if fabric else 0
         self.world: int = fabric.world_size if fabric else 1
         self._dtype = torch.bfloat16 if precision == "bf16" else None
 
     @classmethod
     def launch(
-        cls, work: Callable[[Runtime], Any], *, processes: int, device: str = "auto", precision: str = "fp32"
+        cls, work: Callable[[Runtime], Any], *, processes: int, device: torch.device, precision: str = "fp32"
     ) -> Any:
         """Run ``work(runtime)`` in ``processes`` processes and return rank 0's result.
 
@@ -52,7 +52,7 @@ class Runtime:
             raise MissingExtraError(
                 f"processes is {processes}: several processes need Lightning Fabric; pip install 'limner[train]'"
             ) from None
-        fabric = Fabric(accelerator=pick_device(device), devices=processes, strategy="ddp")
+        fabric = Fabric(accelerator=device.type, devices=processes, strategy="ddp")
         return fabric.launch(lambda started: work(cls(device, precision, started)))
 
     @property
@@ -79,6 +79,10 @@ class Runtime:
         """Return the mean of a tensor over all processes."""
         return value if self.world == 1 else self._fabric.all_reduce(value, reduce_op="mean")
 
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        return value if self.world == 1 else self._fabric.all_reduce(value, reduce_op="sum")
+
     def agree(self, stop: bool) -> bool:
         """Whether any process wants to stop."""
         return stop if self.world == 1 else bool(self.mean(torch.tensor(float(stop), device=self.device)) > 0)
@@ -87,22 +91,6 @@ class Runtime:
         """Wait for all processes."""
         if self.world > 1:
             self._fabric.barrier()
-
-
-def pick_device(wish: str) -> str:
-    """Return ``cuda``, ``mps`` or ``cpu`` for a wish that may be ``auto``.
-
-    Raises:
-        OptionError: the wished device is not there.
-    """
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wish == "auto":
-        return next(name for name, there in found.items() if there)
-    kind = wish.split(":")[0]
-    if not found.get(kind, False):
-        here = ", ".join(name for name, there in found.items() if there)
-        raise OptionError(f"device {wish!r} is not available; here there is: {here}")
-    return wish
 
 
 class StepRandom:
@@ -129,7 +117,9 @@ class StepRandom:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, module: nn.Module, *, images: int, batch: int, half_kimg: float, ramp: float) -> None:
+def update_average(
+    average: nn.Module, module: nn.Module, *, images: int, batch: int, half_kimg: float, ramp: float
+) -> None:
     """Move averaged weights towards the trained ones; half of the distance in ``half_kimg`` thousand images.
 
     Args:

@@ -1,0 +1,120 @@
+"""``limner train gan``: train a generator from a recipe, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console
+from limner.errors import MissingExtraError
+from limner.options import to_mapping
+from limner.training.options import GanOptions as Options
+
+if TYPE_CHECKING:
+    import torch
+
+    from limner.training.games import GanRun
+    from limner.training.gan import GanTraining
+    from limner.training.run import Runtime
+
+
+def run(options: Options, console: Console) -> int:
+    """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
+    from limner.app.device import pick_device
+    from limner.training.run import Runtime
+
+    device = pick_device(console.settings, deterministic=False)
+    return Runtime.launch(
+        lambda runtime: _train(options, console, runtime),
+        processes=options.processes,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def _train(options: Options, console: Console, runtime: Runtime) -> int:
+    import torch
+
+    from limner import zoo
+    from limner.training.gan import GanTraining, build_run, measure
+
+    trunk = None
+    if options.discriminator == "projected" or options.metric_samples:
+        trunk = zoo.load("lite0").to(runtime.device, memory_format=torch.channels_last)
+    parent, parent_d = _parent(options)
+    gan = build_run(options, runtime, trunk=trunk, parent=parent, parent_discriminator=parent_d)
+    training = GanTraining(
+        gan,
+        figures=(lambda run: measure(run, trunk)) if trunk is not None else None,
+        export=_export,
+    )
+    training.setup()
+    if not runtime.is_main:
+        training.fit()
+        return 0
+    console.print(
+        f"{len(gan.pictures)} pictures at {options.resolution} px, {sum(p.numel() for p in gan.G.parameters()):,} "
+        f"weights, {options.discriminator} discriminator, on {runtime.device}; "
+        + (f"resuming at {gan.kimg:.1f} kimg" if gan.step else "starting anew")
+    )
+    finished = _fit(training, console)
+    figures = training.validate()
+    _plot(training, console)
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    console.print(f"{gan.kimg:.1f} kimg seen{'; ' + shown if shown else ''}")
+    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
+    if not finished:
+        console.print(f"stopped before {options.kimg:g} kimg; the same command goes on from here")
+    console.result(kimg=gan.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
+    return 0
+
+
+def _parent(options: Options) -> tuple[Any, dict[str, torch.Tensor] | None]:
+    """Return the generator and discriminator weights that ``init`` names."""
+    if not options.init or (Path(options.out) / "state.pt").exists():
+        return None, None
+    from limner import checkpoints, zoo
+
+    checkpoint = checkpoints.load(zoo.resolve(options.init))
+    discriminator = checkpoint.discriminator
+    return checkpoint.generator, discriminator.state_dict() if discriminator else None
+
+
+def _fit(training: GanTraining, console: Console) -> bool:
+    options, gan = training.run.options, training.run
+    left = max(0, round(options.kimg * 1000) - gan.images)
+    start = gan.images
+    with console.progress(left, "train gan (images)") as progress:
+
+        def show(record: dict[str, Any]) -> None:
+            losses = "  ".join(
+                f"{k} {v:.3g}" for k, v in record.items() if k.startswith(("loss", "moments", "augment"))
+            )
+            progress.set(min(left, gan.images - start), f"{record['img_per_s']:.1f} img/s  {losses}")
+
+        return training.fit(show)
+
+
+def _export(run: GanRun, path: Path, figures: dict[str, Any]) -> None:
+    from limner import checkpoints
+    from limner.nn.stylegan2 import Discriminator
+
+    recipe = to_mapping(run.options)
+    provenance = {"command": "train gan", "options": recipe, "images": run.images, "figures": figures}
+    checkpoints.save(
+        path,
+        generator=run.ema.cpu(),
+        discriminator=run.D.cpu() if isinstance(run.D, Discriminator) else None,
+        metadata={"provenance": provenance},
+    )
+    run.ema.to(run.runtime.device)
+    run.D.to(run.runtime.device)
+
+
+def _plot(training: GanTraining, console: Console) -> None:
+    from limner.training.plots import plot_log
+
+    try:
+        console.print(f"curves: {plot_log(training.journal.read(), training.out / 'log.png')}")
+    except MissingExtraError as error:
+        console.detail(str(error))
