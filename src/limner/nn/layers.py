@@ -45,9 +45,9 @@ def upsample2(image: Tensor) -> Tensor:
 
 
 def bias_lrelu(x: Tensor, bias: Tensor, clamp: float | None = None) -> Tensor:
-    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2)."""
+    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2), then limit to ±clamp."""
     x = F.leaky_relu(x + bias.to(x.dtype).view(1, -1, 1, 1), 0.2) * SQRT2
-    return x if clamp is None else x.clamp(-clamp * SQRT2, clamp * SQRT2)
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class EqualConv2d(nn.Module):
         in_channels, out_channels, kernel_size: as in `torch.nn.Conv2d`.
         down: FIR filter, then stride 2.
         activate: bias and Leaky ReLU; without it there is no bias.
-        clamp: largest magnitude of the output before the gain of sqrt(2); None for no limit.
+        clamp: largest magnitude of the output, the gain of sqrt(2) included; None for no limit.
     """
 
     def __init__(
