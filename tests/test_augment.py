@@ -366,9 +366,9 @@ class TestController:
         few = torch.randn(8, 3, 8, 8, generator=rng)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
-        optimiser, control = torch.optim.Adam(net.parameters(), 1e-3), AdaController(ada_kimg=4.0)
+        optimiser, control = torch.optim.Adam(net.parameters(), 1e-3), AdaController(ada_kimg=2.5)
         pipe = AdaPipe(enabled=["flip"])
-        for step in range(150):
+        for step in range(100):
             real = few if overfits else torch.randn(8, 3, 8, 8, generator=rng)
             logits = net(pipe(real, control.p, rng=rng))
             control.observe(logits)
