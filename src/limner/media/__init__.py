@@ -1,0 +1,31 @@
+"""Pictures: read any photo, write a picture that says how it was made, pixels <-> image, contact sheets.
+
+Convention: ``pixels`` are uint8 (H, W, 3) RGB; an ``image`` is float32 (B, 3, H, W) RGB in [-1, 1].
+"""
+
+from limner.media.files import MAX_MEGAPIXELS, Photo, SourceType, read, read_provenance, write
+from limner.media.pixels import (
+    check_pixels,
+    join_side_by_side,
+    make_sheet,
+    resize_image,
+    resize_pixels,
+    to_image,
+    to_pixels,
+)
+
+__all__ = [
+    "MAX_MEGAPIXELS",
+    "Photo",
+    "SourceType",
+    "check_pixels",
+    "join_side_by_side",
+    "make_sheet",
+    "read",
+    "read_provenance",
+    "resize_image",
+    "resize_pixels",
+    "to_image",
+    "to_pixels",
+    "write",
+]
