@@ -166,6 +166,7 @@ def test_training_equals_the_original(path: Path) -> None:
         mask=",".join(map(str, manifest["replaced_rows"])),
         feature_layers=tuple(manifest["feature_layers"]),
         learning_rate=manifest["optimiser"]["lr"],
+        pixels=0.0,
     )
     training = JojoganTraining(
         generator=generator,
@@ -179,7 +180,7 @@ def test_training_equals_the_original(path: Path) -> None:
         return [inputs[f"step{step}/noise_{i}"] for i in range(len(generator.synthesis.layers))]
 
     with frozen(discriminator):
-        distances = training.distances(inputs["step0/z"], noise(0))
+        distances = training.distances(training.paint(inputs["step0/z"], noise(0)))
         assert distance(distances, expected["first_step.feature_l1"]) < TOLERANCE
         distances.mean().backward()
     parameters = {original_name(name): value for name, value in training.generator.named_parameters()}

@@ -29,7 +29,8 @@ PUBLISHED_ROW = 7
 PUBLISHED_COLOR_ROWS = (9, 11, 15, 16, 17)
 PUBLISHED_STAGES = (1, 3, 4, 5)
 SMALL_PX = 256
-"""Below this size the published rows and stages have counterparts of our own."""
+"""Below this size the published rows, stages and loss have counterparts of our own."""
+SMALL_PERCEPTUAL, SMALL_PIXELS = 0.3, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,10 @@ class LearningStep:
     steps: int
     """Steps in all."""
     loss: float
-    """Feature distance before the step."""
+    """Loss before the step."""
 
 
+Distance = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[LearningStep], None]
 
 
@@ -106,6 +108,7 @@ class JojoganTraining:
         images: style pictures, (N, 3, H, W) in [-1, 1], of the generator's size.
         w_plus: their codes, (N, L, w_dim).
         options: see `JojoganOptions`.
+        perceptual: distance of two batches of images, (B,); None leaves the term out.
 
     Raises:
         ShapeError: pictures, codes and networks do not fit each other.
@@ -120,12 +123,18 @@ class JojoganTraining:
         images: Tensor,
         w_plus: Tensor,
         options: JojoganOptions,
+        perceptual: Distance | None = None,
     ):
         _check_shapes(generator, discriminator, images, w_plus)
         self.options, self.discriminator = options, discriminator
         self.row_weights = row_weights(options, generator) * options.style_mix
         self.stages = _resolve_stages(options, discriminator)
-        self.w_plus = w_plus.detach()
+        small = generator.resolution < SMALL_PX
+        self.perceptual = perceptual
+        self.perceptual_weight = _chosen(options.perceptual, SMALL_PERCEPTUAL if small else 0.0)
+        self.pixel_weight = _chosen(options.pixels, SMALL_PIXELS if small else 0.0)
+        self.w_plus = w_plus.detach().repeat(options.codes, 1, 1)  # (codes N, L, w_dim)
+        self.images = images.detach().repeat(options.codes, 1, 1, 1)
         self.generator = _tunable_copy(generator)
         self.average = _tunable_copy(generator) if options.ema else None
         self.number = 0
@@ -133,19 +142,30 @@ class JojoganTraining:
             self.generator.synthesis.parameters(), lr=options.learning_rate, betas=(0.0, 0.99), eps=1e-8
         )
         with torch.no_grad():
-            self.targets = self._features(images)
+            self.targets = [maps.repeat(options.codes, 1, 1, 1) for maps in self._features(images)]
 
     def _features(self, image: Tensor) -> list[Tensor]:
         maps = self.discriminator.features(image)
         return [maps[stage] for stage in self.stages]
 
-    def distances(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> Tensor:
-        """Return the feature distance per stage for random z (N, z_dim), with gradients."""
+    def paint(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> Tensor:
+        """Paint the style pictures' codes, mixed with random z (codes N, z_dim), with gradients."""
         with torch.no_grad():
             w_random = self.generator.mapping(z)
-        mixed = mix_codes(self.w_plus, w_random, self.row_weights)
-        image = self.generator.synthesis(mixed, noise, rng=rng)
+        return self.generator.synthesis(mix_codes(self.w_plus, w_random, self.row_weights), noise, rng=rng)
+
+    def distances(self, image: Tensor) -> Tensor:
+        """Return the distance of the discriminator's features per stage, (stages,)."""
         return feature_distances(self._features(image), self.targets)
+
+    def loss(self, image: Tensor) -> Tensor:
+        """Return the loss of painted pictures (codes N, 3, H, W)."""
+        loss = self.distances(image).mean()
+        if self.perceptual is not None and self.perceptual_weight:
+            loss = loss + self.perceptual_weight * self.perceptual(image, self.images).mean()
+        if self.pixel_weight:
+            loss = loss + self.pixel_weight * (image - self.images).abs().mean()
+        return loss
 
     def step(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> float:
         """Do one training step; return the loss before it.
@@ -155,7 +175,7 @@ class JojoganTraining:
         """
         self.optimizer.zero_grad(set_to_none=True)
         with frozen(self.discriminator):
-            loss = self.distances(z, noise, rng).mean()
+            loss = self.loss(self.paint(z, noise, rng))
             loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -184,6 +204,7 @@ def learn(
     w_plus: Tensor,
     options: JojoganOptions,
     *,
+    perceptual: Distance | None = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Style:
@@ -195,6 +216,7 @@ def learn(
         images: style pictures, (N, 3, H, W) in [-1, 1]; all of them are used in every step.
         w_plus: their codes, (N, L, w_dim), found by any inversion.
         options: see `JojoganOptions`.
+        perceptual: distance of two batches of images, (B,), for generators below 256 px; None leaves the term out.
         rng: source of the random codes; by default one seeded with ``options.seed``.
         on_step: called after every step.
 
@@ -206,11 +228,16 @@ def learn(
     """
     rng = torch.Generator().manual_seed(options.seed) if rng is None else rng
     training = JojoganTraining(
-        generator=generator, discriminator=discriminator, images=images, w_plus=w_plus, options=options
+        generator=generator,
+        discriminator=discriminator,
+        images=images,
+        w_plus=w_plus,
+        options=options,
+        perceptual=perceptual,
     )
     losses = []
     for number in range(1, options.steps + 1):
-        z = torch.randn(len(images), generator.z_dim, generator=rng).to(w_plus)
+        z = torch.randn(options.codes * len(images), generator.z_dim, generator=rng).to(w_plus)
         losses.append(training.step(z, options.noise, rng if options.noise == "random" else None))  # type: ignore[arg-type]
         if on_step is not None:
             on_step(LearningStep(number=number, steps=options.steps, loss=losses[-1]))
@@ -231,6 +258,10 @@ def row_weights(options: JojoganOptions, generator: Generator) -> Tensor:
     weights = torch.zeros(generator.num_rows)
     weights[list(mixed_rows(generator.resolution, keep_color=options.keep_color))] = 1.0
     return weights
+
+
+def _chosen(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 @contextmanager

@@ -32,6 +32,13 @@ class JojoganOptions(Options):
     feature_layers: tuple[int, ...] | None = knob(None)
     """Discriminator stages that are compared, 0 being its first layer; by default 1, 3, 4, 5 from 256 px and those of
     8 px and more below that."""
+    perceptual: float | None = knob(None, lo=0.0, hi=100.0)
+    """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
+    and 0.3 below, where the discriminator's features alone leave pictures soft."""
+    pixels: float | None = knob(None, lo=0.0, hi=100.0)
+    """Weight of the mean absolute difference of pixels; by default 0 from 256 px, as published, and 0.5 below."""
+    codes: int = knob(1, lo=1, hi=64, step=1)
+    """Random codes per style picture and step; more make each step steadier and slower."""
     learning_rate: float = knob(2e-3, lo=1e-6, hi=0.1)
     """Step size of Adam (betas 0 and 0.99)."""
     ema: float = knob(0.0, lo=0.0, hi=0.9999)

@@ -1,0 +1,212 @@
+"""``limner stylize``: restyle every face of a photo."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console, format_seconds
+from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionError
+from limner.options import knob, to_mapping
+from limner.pipeline.options import LearnOptions, StylizeOptions
+
+if TYPE_CHECKING:
+    from limner.pipeline import Models, StylizeResult
+    from limner.stylization.style import Style
+
+STYLE_SUFFIX = ".limner"
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StylizeOptions):
+    """Options of ``limner stylize``."""
+
+    photos: tuple[Path, ...] = knob()
+    """photos to restyle"""
+    style: str = knob("toon")
+    """name of a style (limner models list), a .limner file, or a picture: then its style is learned first and kept
+    beside the output"""
+    out: Path | None = None
+    """file to write, or folder for several photos; by default PHOTO-STYLE beside the photo"""
+    model: str = knob("heads")
+    """base model, name or file"""
+    compare: bool = False
+    """also write a picture of every face before and after, beside the output"""
+    overwrite: bool = False
+    """replace files that exist; otherwise they are an error, before any work is done"""
+
+
+def run(options: Options, console: Console) -> int:
+    """Restyle the photos; a photo that fails is reported and the others go on."""
+    if not options.photos:
+        raise OptionError("limner stylize: name at least one photo")
+    outputs = plan_outputs(options)
+    check_free(outputs, options)
+    from limner.app.device import pick_device
+    from limner.pipeline import load_models
+
+    models = load_models(options.model, device=pick_device(console.settings))
+    style = find_style(options.style, outputs[0].parent, models, console)
+    written, failed = [], []
+    for photo, output in zip(options.photos, outputs, strict=True):
+        try:
+            written.append(_restyle(photo, output, style, models, options, console))
+        except (FaceNotFoundError, MediaError) as error:
+            if len(options.photos) == 1:
+                raise
+            console.error(str(error))
+            failed.append({"photo": photo, "error": type(error).__name__, "message": str(error)})
+    console.result(photos=written, failed=failed)
+    return 2 if failed else 0
+
+
+def plan_outputs(options: Options) -> list[Path]:
+    """Return one file per photo, all different.
+
+    Raises:
+        OptionError: several photos for one file.
+    """
+    out, style = options.out, Path(options.style).stem
+    if out is not None and out.suffix and not out.is_dir():
+        if len(options.photos) > 1:
+            raise OptionError(
+                f"out is the file {out}, but there are {len(options.photos)} photos; name a folder"
+            )
+        return [out]
+    names: list[Path] = []
+    for photo in options.photos:
+        suffix = photo.suffix.lower() if photo.suffix.lower() in KEPT_SUFFIXES else ".png"
+        folder = out or photo.parent
+        path, number = folder / f"{photo.stem}-{style}{suffix}", 2
+        while path in names:
+            path, number = folder / f"{photo.stem}-{style}-{number}{suffix}", number + 1
+        names.append(path)
+    return names
+
+
+def check_free(outputs: list[Path], options: Options) -> None:
+    """Raise `OptionError` for files that exist already, unless they may be replaced, and for the photos themselves."""
+    sources = {photo.resolve() for photo in options.photos}
+    for path in outputs:
+        if path.resolve() in sources:
+            raise OptionError(f"out is {path}, which is the photo itself; choose another name")
+        beside = [path, compare_path(path)] if options.compare else [path]
+        taken = [one for one in beside if one.exists()]
+        if taken and not options.overwrite:
+            raise OptionError(f"{taken[0]} exists already; give --overwrite or another --out")
+
+
+def compare_path(output: Path) -> Path:
+    """Return where the comparison stands beside an output."""
+    return output.with_name(f"{output.stem}-compare{output.suffix}")
+
+
+def numbered(output: Path, number: int, count: int) -> Path:
+    """Return the file of one of several portraits."""
+    return output if count == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+
+
+def find_style(name: str, folder: Path, models: Models, console: Console) -> Style:
+    """Return the style that a name, a ``.limner`` file or a picture stands for.
+
+    Args:
+        name: as on the command line.
+        folder: where a style that is learned from a picture is kept.
+        models: to learn with.
+        console: shows the progress.
+    """
+    from limner import zoo
+    from limner.stylization import load_style
+
+    styles = zoo.names("style")
+    if name in styles:
+        return load_style(zoo.path(name))
+    path = Path(name)
+    if path.suffix == STYLE_SUFFIX:
+        return load_style(path)
+    if not path.exists():
+        known = f"known styles: {', '.join(styles)}" if styles else "no styles are installed"
+        raise OptionError(
+            f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {known}"
+        )
+    return _learn_or_reuse(path, folder / f"{path.stem}{STYLE_SUFFIX}", models, console)
+
+
+def _learn_or_reuse(picture: Path, kept: Path, models: Models, console: Console) -> Style:
+    from limner.app.commands.learn import learn_files
+    from limner.stylization import load_style
+
+    options = LearnOptions()
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    if kept.exists():
+        try:
+            style = load_style(kept)
+            style.check_base(models.generator)
+        except LimnerError:
+            style = None
+        if style is not None and style.provenance.get("sha256") == [digest]:
+            console.print(f"style: {kept}, learned from {picture.name} before")
+            return style
+        kept = kept.with_name(f"{kept.stem}-{digest[:8]}{kept.suffix}")
+    return learn_files([picture], [], kept, options, models, console)
+
+
+def _restyle(
+    photo: Path, output: Path, style: Style, models: Models, options: Options, console: Console
+) -> dict[str, Any]:
+    from limner import media
+    from limner.pipeline import compare_sheet, stylize
+
+    picture = media.read(photo)
+    for note in picture.notes:
+        console.warn(f"{photo}: {note}")
+    with console.progress(None, f"{photo.name}: embedding") as progress:
+
+        def show(step: Any) -> None:
+            done, total = (step.item - 1) * step.steps + step.step, step.items * step.steps
+            if progress.total is None:
+                progress.total = total
+            progress.set(done, f"face {step.item} of {step.items}, loss {step.loss:.3f}")
+
+        result = stylize(picture.pixels, style, options, models=models, where=str(photo), on_step=show)
+    record = {name: value for name, value in to_mapping(options).items() if name not in ("photos", "out")}
+    record |= {"command": "stylize", "style_provenance": dict(style.provenance), "base": models.base}
+    paths = _write(picture, result, output, options, record)
+    if options.compare:
+        sheet = compare_sheet(picture.pixels, result, options.size)
+        media.write(
+            compare_path(output), sheet, options=record, source_type="compositeWithTrainedAlgorithmicMedia"
+        )
+        paths.append(compare_path(output))
+    for number, face in enumerate(result.faces, 1):
+        console.print(
+            f"{photo.name}, face {number}: embedded with PSNR {face.report.psnr:.1f} dB, perceptual distance "
+            f"{face.distance_embedded:.3f}, restyled {face.distance_styled:.3f}, {format_seconds(face.seconds)}"
+        )
+    console.print(f"wrote {', '.join(map(str, paths))}")
+    figures = [
+        {**face.report.to_dict(), "distance_styled": face.distance_styled, "seconds": face.seconds}
+        for face in result.faces
+    ]
+    return {"photo": photo, "files": paths, "faces": figures}
+
+
+def _write(
+    picture: Any, result: StylizeResult, output: Path, options: Options, record: dict[str, Any]
+) -> list[Path]:
+    from limner import media
+
+    if not options.crop:
+        whole = dataclasses.replace(picture, pixels=result.pixels)
+        kind = "compositeWithTrainedAlgorithmicMedia"
+        return [media.write(output, whole, options=record, source_type=kind)]
+    count = len(result.portraits)
+    return [
+        media.write(
+            numbered(output, number, count), portrait, options=record, source_type="trainedAlgorithmicMedia"
+        )
+        for number, portrait in enumerate(result.portraits, 1)
+    ]

@@ -1,0 +1,44 @@
+"""Options of whole jobs (imports no torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
+from limner.options import knob
+from limner.stylization.options import JojoganOptions, StyleOptions
+
+INVERTERS = ("w", "w+", "pivotal")
+
+
+@dataclasses.dataclass(frozen=True)
+class StylizeOptions(DetectOptions, AlignOptions, PasteOptions, StyleOptions):
+    """How the faces of a photo are found, embedded, restyled and put back."""
+
+    size: int = knob(512, lo=16, hi=4096)
+    """side in px of the portrait that crop writes and compare shows"""
+    inverter: str = knob("w+", choices=INVERTERS)
+    """how a face is embedded: w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
+    the generator to the person, which is closest and slowest"""
+    invert_steps: int = knob(100, lo=1, hi=20_000)
+    """steps of the search"""
+    tune_steps: int = knob(100, lo=1, hi=20_000)
+    """steps of tuning with the inverter pivotal"""
+    crop: bool = False
+    """give the aligned portrait instead of the whole photo"""
+    seed: int = knob(0, lo=0, hi=2**31 - 1)
+    """seed of the random numbers"""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnOptions(JojoganOptions):
+    """How a style is learned from picture files."""
+
+    aligned: bool = False
+    """the pictures are aligned faces already: take each as a whole, without looking for a face"""
+    invert_steps: int = knob(150, lo=1, hi=20_000)
+    """steps of the search for the pictures' codes"""
+    closeness: float = knob(0.01, lo=0.0, hi=10.0)
+    """how strongly the pictures' codes are kept near faces that the generator knows; drawings need some"""
+    file_kilobytes: int = knob(450, lo=20, hi=1_000_000)
+    """size of the style file, at most"""

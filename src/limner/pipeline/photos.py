@@ -1,0 +1,334 @@
+"""Restyle the faces of a photo; learn a style from pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner import faces, media
+from limner.errors import CheckpointError, FaceNotFoundError, OptionError
+from limner.faces import Alignment, AlignOptions
+from limner.inversion import FitReport, Inversion, InversionOptions, PivotalOptions, invert
+from limner.nn import deltas
+from limner.options import to_mapping
+from limner.pipeline.models import Models
+from limner.pipeline.options import LearnOptions, StylizeOptions
+from limner.stylization.jojogan import LearningStep, learn
+from limner.stylization.style import Style, paint
+
+THUMBNAIL_PX = 96
+# Fitting noise maps would put the photo's grain where the style wants its own strokes.
+SEARCH: dict[str, Any] = {"fit_noise": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineStep:
+    """What a job reports while it works.
+
+    Attributes:
+        stage: ``embed`` or ``learn``.
+        item, items: which face or picture, from 1, and how many.
+        step, steps: steps of this stage done for it, and in all.
+        loss: of the step.
+    """
+
+    stage: Literal["embed", "learn"]
+    item: int
+    items: int
+    step: int
+    steps: int
+    loss: float
+
+
+OnStep = Callable[[PipelineStep], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaceResult:
+    """One restyled face.
+
+    Attributes:
+        alignment: where it lies in the photo, at the generator's size.
+        crop, embedded, styled: the photo's face, as embedded, and restyled, uint8 (R, R, 3) each.
+        report: how close the embedding came.
+        distance_embedded, distance_styled: perceptual distance from the photo's face.
+        seconds: wall time of this face.
+    """
+
+    alignment: Alignment
+    crop: np.ndarray
+    embedded: np.ndarray
+    styled: np.ndarray
+    report: FitReport
+    distance_embedded: float
+    distance_styled: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StylizeResult:
+    """A restyled photo.
+
+    Attributes:
+        pixels: the photo with its faces restyled, uint8 (H, W, 3); with ``crop`` the portraits instead, see
+            ``portraits``, and the photo as it was.
+        portraits: every restyled face alone, uint8 (size, size, 3).
+        faces: the details, in the same order.
+    """
+
+    pixels: np.ndarray
+    portraits: list[np.ndarray]
+    faces: list[FaceResult]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnResult:
+    """A learned style.
+
+    Attributes:
+        style: the style, not yet packed.
+        references: the pictures as they were used, uint8 (R, R, 3).
+        embedded: what the base makes of their codes.
+        notes: what a person should know, one sentence each.
+    """
+
+    style: Style
+    references: list[np.ndarray]
+    embedded: list[np.ndarray]
+    notes: list[str]
+
+
+def stylize(
+    pixels: np.ndarray,
+    style: Style,
+    options: StylizeOptions | None = None,
+    *,
+    models: Models,
+    where: str = "the photo",
+    embedded: Sequence[tuple[Alignment, Inversion]] | None = None,
+    on_step: OnStep | None = None,
+) -> StylizeResult:
+    """Restyle the faces of a photo.
+
+    Args:
+        pixels: the photo, uint8 (H, W, 3).
+        style: of the base model.
+        options: see `StylizeOptions`.
+        models: see `load_models`.
+        where: the photo's name, for messages.
+        embedded: what `embed_faces` returned, to put another style on the same faces without searching again.
+        on_step: called after every step of the search.
+
+    Raises:
+        FaceNotFoundError: no face is there.
+        KeyMismatchError: the style belongs to another base.
+        OptionError, DivergedError: see `limner.inversion.invert`.
+    """
+    options = options or StylizeOptions()
+    style.check_base(models.generator)
+    if embedded is None:
+        embedded = embed_faces(pixels, options, models=models, where=where, on_step=on_step)
+    results = [_restyle(pixels, style, options, models, *face) for face in embedded]
+    portraits = [media.resize_pixels(face.styled, options.size) for face in results]
+    if not options.crop:
+        pixels = faces.paste_faces(
+            pixels, [face.styled for face in results], [face.alignment for face in results], options
+        )
+    return StylizeResult(pixels=pixels, portraits=portraits, faces=results)
+
+
+def embed_faces(
+    pixels: np.ndarray,
+    options: StylizeOptions,
+    *,
+    models: Models,
+    where: str = "the photo",
+    on_step: OnStep | None = None,
+) -> list[tuple[Alignment, Inversion]]:
+    """Find, align and embed the faces of a photo; arguments as `stylize`."""
+    align = dataclasses.replace(options, size=models.generator.resolution)
+    alignments = faces.find_alignments(pixels, align, options, detector=models.detector, where=where)
+    found = []
+    for number, alignment in enumerate(alignments, 1):
+
+        def report(step: int, steps: int, figures: Mapping[str, float], _: Any, number: int = number) -> None:
+            if on_step is not None:
+                on_step(PipelineStep("embed", number, len(alignments), step, steps, figures.get("loss", 0.0)))
+
+        image = media.to_image(faces.crop_face(pixels, alignment)).to(models.device)
+        found.append((alignment, _embed(image, options, models, report)))
+    return found
+
+
+def _embed(image: Tensor, options: StylizeOptions, models: Models, on_step: Any) -> Inversion:
+    search = InversionOptions(
+        method=options.inverter, steps=options.invert_steps, seed=options.seed, **SEARCH
+    )
+    pivotal = PivotalOptions(pivot="w+", tune_steps=options.tune_steps)
+    return invert(
+        models.generator,
+        image,
+        search,
+        perceptual=models.make_distance(),
+        pivotal=pivotal if options.inverter == "pivotal" else None,
+        on_step=on_step,
+    )
+
+
+def _restyle(
+    pixels: np.ndarray,
+    style: Style,
+    options: StylizeOptions,
+    models: Models,
+    alignment: Alignment,
+    inversion: Inversion,
+) -> FaceResult:
+    start = time.perf_counter()
+    generator = models.generator
+    if inversion.delta is not None:
+        generator = deltas.apply(generator, [(inversion.delta, 1.0)])
+    styled = paint(generator, style, inversion.latent, options, noise=inversion.noise_maps)
+    crop = faces.crop_face(pixels, alignment)
+    target = media.to_image(crop).to(models.device)
+    distance = models.make_distance()
+    with torch.no_grad():
+        near, far = (float(distance(image, target)) for image in (inversion.image, styled))
+    return FaceResult(
+        alignment=alignment,
+        crop=crop,
+        embedded=media.to_pixels(inversion.image)[0],
+        styled=media.to_pixels(styled)[0],
+        report=inversion.report[0],
+        distance_embedded=near,
+        distance_styled=far,
+        seconds=inversion.report[0].seconds + time.perf_counter() - start,
+    )
+
+
+def compare_sheet(pixels: np.ndarray, result: StylizeResult, size: int = 512) -> np.ndarray:
+    """Return a sheet with one row per face: as in the photo, as embedded, restyled."""
+    rows = [
+        [
+            faces.crop_face(pixels, face.alignment.resized(size)),
+            media.resize_pixels(face.embedded, size),
+            media.resize_pixels(face.styled, size),
+        ]
+        for face in result.faces
+    ]
+    return media.make_sheet(rows, column_labels=("photo", "embedded", "restyled"), cell_px=size)
+
+
+def learn_style(
+    pictures: Sequence[np.ndarray],
+    options: LearnOptions | None = None,
+    *,
+    models: Models,
+    sources: Sequence[np.ndarray] = (),
+    names: Sequence[str] = (),
+    on_step: OnStep | None = None,
+) -> LearnResult:
+    """Learn a style from one or more pictures.
+
+    Args:
+        pictures: uint8 (H, W, 3) each.  The largest face is taken; where none is found, as in many drawings, the
+            middle square is taken for an aligned face.
+        options: see `LearnOptions`.
+        models: with a discriminator.
+        sources: a photo of the same head in the same pose for every picture, if there are such: its code is used,
+            which is truer than the code of a drawing.
+        names: of the pictures, for messages and provenance.
+        on_step: called after every step.
+
+    Raises:
+        CheckpointError: the base has no discriminator.
+        OptionError: as many sources as pictures, or none; see also `limner.stylization.jojogan.learn`.
+    """
+    options = options or LearnOptions()
+    if models.discriminator is None:
+        raise CheckpointError(
+            f"{models.base or 'this base'} has no discriminator, which learning a style needs; "
+            "take a checkpoint that holds one (a training file, or a converted one made with its discriminator)"
+        )
+    if sources and len(sources) != len(pictures):
+        raise OptionError(f"{len(sources)} sources for {len(pictures)} pictures, expected one each or none")
+    names = list(names) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
+    notes: list[str] = []
+    references, targets = [], []
+    for number, picture in enumerate(pictures):
+        other = sources[number] if sources else None
+        reference, target = _prepare(picture, other, options, models, names[number], notes)
+        references.append(reference)
+        targets.append(target)
+    inversion = _embed_references(media.to_image(*targets).to(models.device), options, models, on_step)
+
+    def report(step: LearningStep) -> None:
+        if on_step is not None:
+            on_step(PipelineStep("learn", 1, 1, step.number, step.steps, step.loss))
+
+    style = learn(
+        models.generator,
+        models.discriminator,
+        media.to_image(*references).to(models.device),
+        inversion.latent.tensor,
+        options,
+        perceptual=models.make_distance(),
+        on_step=report,
+    )
+    thumbnail = torch.from_numpy(media.resize_pixels(references[0], THUMBNAIL_PX))
+    provenance = {**style.provenance, "base": models.base, "names": names, "paired": bool(sources)}
+    style = dataclasses.replace(
+        style, options=to_mapping(options) | dict(style.options), provenance=provenance, thumbnail=thumbnail
+    )
+    return LearnResult(style, references, media.to_pixels(inversion.image), notes)
+
+
+def _embed_references(
+    image: Tensor, options: LearnOptions, models: Models, on_step: OnStep | None
+) -> Inversion:
+    def report(step: int, steps: int, figures: Mapping[str, float], _: Any) -> None:
+        if on_step is not None:
+            on_step(PipelineStep("embed", 1, 1, step, steps, figures.get("loss", 0.0)))
+
+    search = InversionOptions(
+        method="w+", steps=options.invert_steps, w_norm=options.closeness, seed=options.seed, **SEARCH
+    )
+    return invert(models.generator, image, search, perceptual=models.make_distance(), on_step=report)
+
+
+def _prepare(
+    picture: np.ndarray,
+    source: np.ndarray | None,
+    options: LearnOptions,
+    models: Models,
+    name: str,
+    notes: list[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a style picture and the picture whose code is searched, both aligned at the generator's size."""
+    size = models.generator.resolution
+    twin = source is not None and source.shape == picture.shape
+    # A photo shows its face to a detector more readily than a drawing does.
+    alignment = _align(source if twin and source is not None else picture, options, models, size)
+    if alignment is None:
+        notes.append(f"{name}: no face found, so its middle square is taken for an aligned face")
+        alignment = faces.whole_picture(picture, size)
+    reference = faces.crop_face(picture, alignment)
+    if source is None:
+        return reference, reference
+    if twin:
+        return reference, faces.crop_face(source, alignment)
+    own = _align(source, options, models, size) or faces.whole_picture(source, size)
+    return reference, faces.crop_face(source, own)
+
+
+def _align(pixels: np.ndarray, options: LearnOptions, models: Models, size: int) -> Alignment | None:
+    align = AlignOptions(size=size, face="largest", aligned=options.aligned)
+    try:
+        return faces.find_alignments(pixels, align, detector=models.detector)[0]
+    except FaceNotFoundError:
+        return None
