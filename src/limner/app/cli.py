@@ -13,6 +13,7 @@ import importlib
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(parse_settings(rest))
         configure_logging(console)
         options = parse_options(name, options_class, rest)
-        return function(options, console)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
+            return function(options, console)
     except LimnerError as error:
         return fail(console, error)
     except OSError as error:

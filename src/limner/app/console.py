@@ -17,7 +17,7 @@ from typing import Any, TextIO, TypeVar
 from limner.options import Options, knob
 
 T = TypeVar("T")
-LINE_INTERVAL_S = 10.0
+LINE_INTERVAL_S, SHORT_JOB_S = 10.0, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Console:
             nonlocal last
             now = time.monotonic()
             finished = total is not None and done >= total
-            if not finished and now - last < LINE_INTERVAL_S:
+            if now - last < LINE_INTERVAL_S and not (finished and now - start >= SHORT_JOB_S):
                 return
             last = now
             line = f"{description}: {show_count(done)}" + (
