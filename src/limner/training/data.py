@@ -30,6 +30,8 @@ def list_pictures(source: Path, select: str = "") -> list[str]:
     Raises:
         OptionError: no such place, no pictures, a bad range, or a picture without a number while selecting.
     """
+    if source == Path():
+        raise OptionError("data must be given: a folder or a zip of square, aligned pictures")
     if source.is_dir():
         names = [str(path.relative_to(source)) for path in source.rglob("*")]
     elif zipfile.is_zipfile(source):

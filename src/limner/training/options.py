@@ -19,9 +19,9 @@ DISCRIMINATOR_TABLE = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16
 class GanOptions(Options):
     """Train a generator against a discriminator."""
 
-    data: str = knob()
+    data: str = knob("")
     """Folder or zip of training pictures (square, aligned)."""
-    out: str = knob()
+    out: str = knob("runs/gan")
     """Folder for state, model, sheets and log; a run found there is resumed."""
     resolution: int = knob(64, lo=8, hi=1024)
     """Side of the generated image in px, 4 times a power of two."""

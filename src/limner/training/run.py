@@ -185,6 +185,8 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         """Return all whole lines."""
         records = []
+        if not self.path.exists():
+            return records
         for line in self.path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))

@@ -36,18 +36,24 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     import torch
 
     from limner import zoo
-    from limner.training.gan import GanTraining, build_run, measure
+    from limner.training.gan import GanTraining, build_run
+    from limner.training.yardstick import Yardstick
 
     trunk = None
     if options.discriminator == "projected" or options.metric_samples:
         trunk = zoo.load("lite0").to(runtime.device, memory_format=torch.channels_last)
     parent, parent_d = _parent(options)
     gan = build_run(options, runtime, trunk=trunk, parent=parent, parent_discriminator=parent_d)
-    training = GanTraining(
-        gan,
-        figures=(lambda run: measure(run, trunk)) if trunk is not None else None,
-        export=_export,
-    )
+    yardsticks: list[Yardstick] = []
+
+    def figures(run: GanRun) -> dict[str, float]:
+        if not yardsticks:  # measuring the real pictures takes a while: not before it is needed
+            yardsticks.append(
+                Yardstick(trunk, run.pictures, samples=options.metric_samples, device=runtime.device)
+            )
+        return yardsticks[0].measure(run.ema)
+
+    training = GanTraining(gan, figures=None if trunk is None else figures, export=_export)
     training.setup()
     if not runtime.is_main:
         training.fit()
@@ -96,25 +102,31 @@ def _fit(training: GanTraining, console: Console) -> bool:
 
 
 def _export(run: GanRun, path: Path, figures: dict[str, Any]) -> None:
-    from limner import checkpoints
+    from limner.checkpoints import Checkpoint, save
     from limner.nn.stylegan2 import Discriminator
 
-    recipe = to_mapping(run.options)
-    provenance = {"command": "train gan", "options": recipe, "images": run.images, "figures": figures}
-    checkpoints.save(
-        path,
-        generator=run.ema.cpu(),
-        discriminator=run.D.cpu() if isinstance(run.D, Discriminator) else None,
-        metadata={"provenance": provenance},
+    provenance = {
+        "command": "train gan",
+        "options": to_mapping(run.options),
+        "images": run.images,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    discriminator = run.D if isinstance(run.D, Discriminator) else None
+    checkpoint = Checkpoint(
+        generator=run.ema,
+        discriminator=discriminator,
+        metadata={"provenance": provenance, "licence": "unknown"},
     )
-    run.ema.to(run.runtime.device)
-    run.D.to(run.runtime.device)
+    save(checkpoint, path, dtype="float16")
 
 
 def _plot(training: GanTraining, console: Console) -> None:
     from limner.training.plots import plot_log
 
+    records = training.journal.read()
+    if not records:
+        return
     try:
-        console.print(f"curves: {plot_log(training.journal.read(), training.out / 'log.png')}")
+        console.print(f"curves: {plot_log(records, training.out / 'log.png')}")
     except MissingExtraError as error:
         console.detail(str(error))

@@ -1,0 +1,73 @@
+"""`limner train gan` from the command line to a model file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from limner import checkpoints
+from limner.app.cli import main
+from limner.options import from_mapping, read_recipe
+from limner.training.options import CHANNEL_TABLES, GanOptions
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    monkeypatch.setitem(CHANNEL_TABLES, "slim", {4: 16, 8: 16, 16: 8, 32: 8})
+    place = tmp_path / "pictures"
+    place.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        blocks = rng.integers(0, 255, (4, 4, 3), np.uint8)
+        Image.fromarray(blocks).resize((32, 32), Image.Resampling.BICUBIC).save(place / f"{i:06d}.png")
+    options = {"data": place, "resolution": 16, "w-dim": 16, "batch-size": 4, "w-samples": 100}
+    options |= {"feature-resolution": 32, "metric-samples": 6, "kimg": 0.008}
+    return ["train", "gan", "--json"] + [word for k, v in options.items() for word in (f"--{k}", str(v))]
+
+
+def test_train_resume_grow_and_make_a_discriminator(tmp_path, words, capsys):
+    first = tmp_path / "first"
+    assert main([*words, "--out", str(first)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["finished"] is True
+    assert {"frechet", "recall_floor"} <= set(result)
+    model = checkpoints.load(result["model"])
+    assert model.generator.resolution == 16
+    assert model.metadata["provenance"]["images"] == 8
+
+    assert main([*words, "--out", str(first), "--kimg", "0.012"]) == 0
+    assert "resuming at 0.0 kimg" in capsys.readouterr().err
+    assert checkpoints.load(result["model"]).metadata["provenance"]["images"] == 12
+
+    grown = tmp_path / "grown"
+    grow = ["--out", str(grown), "--init", result["model"], "--resolution", "32", "--grow-kimg", "0.004"]
+    assert main([*words, *grow]) == 0
+    taught = [
+        "--discriminator",
+        "stylegan2",
+        "--only-discriminator",
+        "--resolution",
+        "32",
+        "--metric-samples",
+        "0",
+    ]
+    taught += ["--out", str(tmp_path / "taught"), "--init", str(grown / "model.safetensors")]
+    assert main([*words, *taught]) == 0
+    last = checkpoints.load(tmp_path / "taught" / "model.safetensors")
+    same = checkpoints.load(grown / "model.safetensors").generator.state_dict()
+    assert all(torch.equal(v, same[k]) for k, v in last.generator.state_dict().items())
+    assert last.discriminator.resolution == 32
+
+
+def test_errors_are_one_line_and_exit_2(tmp_path, words, capsys):
+    assert main([*words, "--out", str(tmp_path / "x"), "--select", "90-99"]) == 2
+    assert "no pictures" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*words, "--out", str(tmp_path / "x"), "--resolution", "48"]) == 2
+    assert "power of two" in capsys.readouterr().err
+
+
+def test_every_recipe_is_complete(request):
+    for path in sorted((request.config.rootpath / "recipes").glob("heads*.yaml")):
+        assert from_mapping(GanOptions, read_recipe(path), str(path)).kimg > 0
