@@ -135,6 +135,24 @@ def test_recipe_gives_values_and_flags_win(tmp_path):
     assert options.method == "exact"
 
 
+def test_required_options_have_flags_too(tmp_path):
+    recipe = tmp_path / "train.json"
+    recipe.write_text('{"data": "pictures", "out": "runs/a"}')
+    options = cli.parse_options("train gan", JobOptions, ["--config", str(recipe), "-o", "runs/b"])
+    assert options == JobOptions(data="pictures", out=Path("runs/b"))
+    assert cli.parse_options("train gan", JobOptions, ["x", "y"]) == JobOptions(data="x", out=Path("y"))
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions(Options):
+    """Two required options."""
+
+    data: str
+    """in"""
+    out: Path
+    """out"""
+
+
 def test_recipe_in_json(tmp_path):
     recipe = tmp_path / "paint.json"
     recipe.write_text('{"photos": ["x.jpg"], "strength": 0.25}')

@@ -9,12 +9,42 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Checkpoint": "limner.checkpoints",
     "Discriminator": "limner.nn.stylegan2",
     "Generator": "limner.nn.stylegan2",
+    "Latent": "limner.latent",
+    "align_face": "limner.faces",
+    "detect_faces": "limner.faces",
     "errors": "limner",
+    "inspect": "limner.checkpoints",
+    "invert": "limner.inversion",
+    "learn_style": "limner.pipeline",
+    "load": "limner.checkpoints",
+    "load_models": "limner.pipeline",
+    "load_style": "limner.stylization.style",
+    "paste_faces": "limner.faces",
+    "save": "limner.checkpoints",
+    "stylize": "limner.pipeline",
 }
 
-__all__ = ["Discriminator", "Generator", "errors"]
+__all__ = [
+    "Checkpoint",
+    "Discriminator",
+    "Generator",
+    "Latent",
+    "align_face",
+    "detect_faces",
+    "errors",
+    "inspect",
+    "invert",
+    "learn_style",
+    "load",
+    "load_models",
+    "load_style",
+    "paste_faces",
+    "save",
+    "stylize",
+]
 
 
 def __getattr__(name: str) -> Any:

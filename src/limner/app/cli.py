@@ -189,7 +189,12 @@ def build_parser(name: str, options_class: type[Options]) -> Parser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
     )
     own = parser.add_argument_group("options")
-    for field in dataclasses.fields(options_class):
+    # What only this command has comes before what it shares with others.
+    fields = sorted(
+        dataclasses.fields(options_class),
+        key=lambda field: field.name not in vars(options_class)["__annotations__"],
+    )
+    for field in fields:
         if field.init:
             add_field(parser if is_positional(field) else own, options_class, field)
     common = parser.add_argument_group("options of every command")
@@ -208,13 +213,15 @@ def add_field(
     """Add one option, as a positional where it is required."""
     element, many, _ = field_types(options_class)[field.name]
     text = describe(options_class, field)
-    if is_positional(field):
-        # '?' and '*' because a recipe may give it; `from_mapping` says what is missing in the end.
-        group.add_argument(field.name, metavar=field.name.upper(), nargs="*" if many else "?", help=text)
-        return
     flags = [f"--{field.name.replace('_', '-')}"]
     if field.name in SHORT_FLAGS:
         flags.insert(0, SHORT_FLAGS[field.name])
+    if is_positional(field):
+        # '?' and '*' because a recipe may give it; `from_mapping` says what is missing in the end.
+        group.add_argument(field.name, metavar=field.name.upper(), nargs="*" if many else "?", help=text)
+        if not many:  # --out overrides a recipe's `out` without naming what stands before it
+            group.add_argument(*flags, dest=field.name, help=argparse.SUPPRESS)
+        return
     if element is bool and not many:
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
     elif element is not dict:  # a mapping can only be given in a recipe
@@ -239,6 +246,7 @@ def describe(options_class: type[Options], field: dataclasses.Field) -> str:
     default = default_of(field) if has_default(field) else None
     if default not in (None, "", ()):
         notes.append(f"default {default}")
+    text = text.rstrip(".")
     return (f"{text} ({'; '.join(notes)})" if notes else text).replace("%", "%%")
 
 
