@@ -2,7 +2,7 @@
 
 A constructor makes the architecture only.  Weights come from a file, through the functions `load_trunk` (our own
 safetensors) and `load_torchvision` (torchvision's classification checkpoints), and every parameter is frozen:
-gradients reach the image, never the trunk.  Nothing here normalises differently from the training of its weights.
+gradients reach the image, never the trunk.
 
 Source: Tan and Le 2019, "EfficientNet" (arXiv 1905.11946), in the Lite variant (ReLU6, no squeeze-and-excitation);
 Simonyan and Zisserman 2014 (arXiv 1409.1556); Krizhevsky 2014 (arXiv 1404.5997).
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +153,133 @@ def _check_image(image: Tensor) -> None:
         raise ShapeError(f"image has shape {tuple(image.shape)}, expected (B, 3, H, W)")
 
 
+class _TorchvisionTrunk(nn.Module):
+    """A plain chain of layers in torchvision's layout, ``features.N.weight``; image [-1, 1].
+
+    Args:
+        taps: indices N of the layers whose outputs are returned; what lies behind the last one is not built.
+    """
+
+    default_taps: tuple[int, ...]
+
+    def __init__(self, layers: list[nn.Module], taps: Sequence[int] | None):
+        super().__init__()
+        self.taps = self.default_taps if taps is None else tuple(taps)
+        if not self.taps or min(self.taps) < 0 or max(self.taps) >= len(layers):
+            raise ShapeError(f"taps {self.taps}: expected layer numbers from 0 to {len(layers) - 1}")
+        self.features = nn.Sequential(*layers[: max(self.taps) + 1])
+        # ImageNet's mean and deviation, moved from [0, 1] to [-1, 1].
+        self.shift: Tensor
+        self.scale: Tensor
+        self.register_buffer(
+            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of every map."""
+        widths, width = {}, 3
+        for index, layer in enumerate(self.features):
+            width = layer.out_channels if isinstance(layer, nn.Conv2d) else width
+            widths[index] = width
+        return tuple(widths[tap] for tap in sorted(self.taps))
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"taps": list(self.taps)}
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W), [-1, 1] -> the outputs of the tapped layers, in their order.
+
+        Raises:
+            ShapeError: the image is not (B, 3, H, W).
+        """
+        _check_image(image)
+        x = ((image - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
+        found = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.taps:
+                found.append(x)
+        return found
+
+
+def _vgg_layers(*blocks: int) -> list[nn.Module]:
+    """Return 3x3 convolutions with ReLU, max pooling after every block; ``blocks`` counts the convolutions."""
+    layers: list[nn.Module] = []
+    width = 3
+    for convolutions, out in zip(blocks, (64, 128, 256, 512, 512), strict=True):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(width, out, 3, padding=1), nn.ReLU()]
+            width = out
+        layers.append(nn.MaxPool2d(2))
+    return layers
+
+
+class Vgg16(_TorchvisionTrunk):
+    """VGG16; by default relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+
+    Args:
+        taps: indices N of the layers whose outputs are returned.
+    """
+
+    default_taps = (3, 8, 15, 22, 29)
+
+    def __init__(self, *, taps: Sequence[int] | None = None):
+        super().__init__(_vgg_layers(2, 2, 3, 3, 3), taps)
+
+
+class Vgg19(_TorchvisionTrunk):
+    """VGG19; by default relu1_2, relu2_2, relu3_4, relu4_4 and relu5_4.
+
+    Args:
+        taps: indices N of the layers whose outputs are returned.
+    """
+
+    default_taps = (3, 8, 17, 26, 35)
+
+    def __init__(self, *, taps: Sequence[int] | None = None):
+        super().__init__(_vgg_layers(2, 2, 4, 4, 4), taps)
+
+
+class AlexNet(_TorchvisionTrunk):
+    """AlexNet (the one-tower variant); by default the outputs of its five ReLUs.
+
+    Args:
+        taps: indices N of the layers whose outputs are returned.
+    """
+
+    default_taps = (1, 4, 7, 9, 11)
+
+    def __init__(self, *, taps: Sequence[int] | None = None):
+        layers = [
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+        ]
+        super().__init__(layers, taps)
+
+
+TORCHVISION_TRUNKS: dict[str, type[Vgg16] | type[Vgg19] | type[AlexNet]] = {
+    "vgg16": Vgg16,
+    "vgg19": Vgg19,
+    "alexnet": AlexNet,
+}
+"""Name -> trunk whose weights `load_torchvision` reads."""
+
+
 def load_trunk(path: str | Path) -> Lite0:
     """Read a trunk from a native safetensors file; float32 in memory, frozen, on the CPU.
 
@@ -182,6 +309,72 @@ def load_trunk(path: str | Path) -> Lite0:
     trunk = Lite0(**about.get("trunk", {}))
     load_strictly(trunk, state, where=str(path))
     return trunk
+
+
+def load_torchvision(
+    name: str, path: str | Path, *, taps: Sequence[int] | None = None
+) -> Vgg16 | Vgg19 | AlexNet:
+    """Read one of `TORCHVISION_TRUNKS` from torchvision's file (``.pth`` or safetensors); frozen, on the CPU.
+
+    The classifier and layers behind the last tap are left out; any other difference is an error.
+
+    Args:
+        name: vgg16, vgg19 or alexnet.
+        path: such as vgg16-397923af.pth.
+        taps: indices N of the layers whose outputs are returned; None for the trunk's default.
+
+    Raises:
+        ZooError: unknown name, or there is no such file.
+        UnknownFormatError: not a file of tensors.
+        KeyMismatchError: its tensors are not those of the architecture.
+    """
+    if name not in TORCHVISION_TRUNKS:
+        raise ZooError(f"no feature trunk {name!r}; known: {', '.join(TORCHVISION_TRUNKS)}")
+    trunk = TORCHVISION_TRUNKS[name](taps=taps)
+    state = read_tensors(path, what=f"weights of {name} (torchvision's checkpoint)")
+    load_strictly(trunk, torchvision_features(state, trunk), where=str(path))
+    return trunk
+
+
+def torchvision_features(state: Mapping[str, Tensor], trunk: _TorchvisionTrunk) -> dict[str, Tensor]:
+    """Return the tensors of a torchvision checkpoint without the classifier and what lies behind the last tap."""
+    last = len(trunk.features) - 1
+    found = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        behind = parts[0] == "features" and len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) > last
+        if parts[0] != "classifier" and not behind:
+            found[name] = value
+    return found
+
+
+def read_tensors(path: str | Path, *, what: str) -> dict[str, Tensor]:
+    """Read a flat file of tensors, safetensors or PyTorch's (arrays only, nothing is run), as float32.
+
+    Args:
+        what: names the file in messages.
+
+    Raises:
+        ZooError: there is no such file.
+        UnknownFormatError: it does not hold tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ZooError(f"no {what} at {path}; put the file there or give its path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise UnknownFormatError(
+            f"{path} is not a readable file of tensors: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UnknownFormatError(f"{path} does not hold tensors by name; expected {what}")
+    return {name: value.float() for name, value in state.items()}
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
