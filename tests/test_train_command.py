@@ -1,6 +1,8 @@
 """`limner train gan` from the command line to a model file."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,3 +73,41 @@ def test_errors_are_one_line_and_exit_2(tmp_path, words, capsys):
 def test_every_recipe_is_complete(request):
     for path in sorted((request.config.rootpath / "recipes").glob("heads*.yaml")):
         assert from_mapping(GanOptions, read_recipe(path), str(path)).kimg > 0
+
+
+BARE = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"rich", "yaml", "matplotlib", "lightning_fabric", "kornia", "scipy", "skimage"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from limner.app.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_training_runs_with_torch_numpy_pillow_and_safetensors_alone(tmp_path, words):
+    out = tmp_path / "bare"
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *words, "--out", str(out)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.load(out / "model.safetensors").generator.resolution == 16
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batch_and_write_once(tmp_path, words):
+    pytest.importorskip("lightning_fabric")
+    out = tmp_path / "two"
+    done = subprocess.run(
+        [sys.executable, "-m", "limner", *words, "--out", str(out), "--processes", "2", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    state = torch.load(out / "state.pt", weights_only=True)
+    assert state["images"] == 8
+    assert checkpoints.load(out / "model.safetensors").generator.resolution == 16
