@@ -56,13 +56,15 @@ def pack(delta: Mapping[str, Tensor], *, budget_bytes: int) -> Packing:
 
     A term is worth its squared size over the number of entries of its tensor: equalised weights have variance about
     one, so this is the relative change of the layer.  Terms are taken in the order of worth per byte.
+    Where everything fits as float16, it is stored so.
 
     Args:
         delta: tensor name -> change.
         budget_bytes: what all of it may need, headers included; vectors are kept even beyond it.
     """
     stored: dict[str, Tensor] = {}
-    factors = {name: _factorise(change) for name, change in delta.items() if change.ndim >= 2}
+    whole = sum(2 * change.numel() + HEADER_BYTES for change in delta.values()) <= budget_bytes
+    factors = {name: _factorise(change) for name, change in delta.items() if change.ndim >= 2 and not whole}
     for name, change in delta.items():
         if name not in factors:
             stored[name] = _halve(change)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STYLE_SUFFIX = ".limner"
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+UNRECORDED = ("photos", "out", "compare", "overwrite")  # they change no pixel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ def _restyle(
             progress.set(done, f"face {step.item} of {step.items}, loss {step.loss:.3f}")
 
         result = stylize(picture.pixels, style, options, models=models, where=str(photo), on_step=show)
-    record = {name: value for name, value in to_mapping(options).items() if name not in ("photos", "out")}
+    record = {name: value for name, value in to_mapping(options).items() if name not in UNRECORDED}
     record |= {"command": "stylize", "style_provenance": dict(style.provenance), "base": models.base}
     paths = _write(picture, result, output, options, record)
     if options.compare:

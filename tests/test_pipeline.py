@@ -1,0 +1,304 @@
+"""Whole jobs on tiny networks: restyle faces of a photo, learn a style from pictures, and the two commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import W_DIM
+from PIL import Image
+
+from limner import checkpoints, media, zoo
+from limner.app.cli import main
+from limner.errors import CheckpointError, FaceNotFoundError, KeyMismatchError, OptionError
+from limner.faces import Face
+from limner.nn.features import Lite0
+from limner.nn.stylegan2 import Discriminator, Generator
+from limner.pipeline import LearnOptions, Models, StylizeOptions, compare_sheet, learn_style, stylize
+from limner.pipeline.photos import PipelineStep, embed_faces
+from limner.stylization import Style, load_style, save_style
+from limner.stylization.style import style_between
+
+LANDMARKS = (42.0, 50.0, 66.0, 50.0, 54.0, 64.0, 44.0, 76.0, 64.0, 76.0)
+FAST = {"invert_steps": 2, "tune_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def trunk() -> Lite0:
+    """The bundled perceptual trunk."""
+    return zoo.load("lite0")
+
+
+@pytest.fixture
+def models(generator: Generator, discriminator: Discriminator, trunk: Lite0) -> Models:
+    """Tiny networks, and a detector that finds two faces in wide pictures and none in others."""
+
+    def detect(pixels: np.ndarray) -> list[Face]:
+        if pixels.shape[1] <= pixels.shape[0]:
+            return []
+        points = np.array(LANDMARKS, np.float32).reshape(5, 2)
+        box = np.array([30, 30, 80, 95], np.float32)
+        return [Face(box, 0.99, points), Face(box * 0.9 + 60, 0.98, points + [110, 0])]
+
+    return Models(generator=generator, trunk=trunk, discriminator=discriminator, detector=detect, base="tiny")
+
+
+@pytest.fixture
+def style(generator: Generator) -> Style:
+    """A style that turns faces dark."""
+    dark = Generator(**generator.config())
+    dark.load_state_dict(generator.state_dict())
+    with torch.no_grad():
+        dark.synthesis.to_rgb[-1].bias.sub_(1.5)
+    return style_between(generator, dark, method="jojogan", options={}, provenance={"base": "tiny"})
+
+
+def make_photo(height: int = 140, width: int = 240) -> np.ndarray:
+    """A smooth synthetic photo."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([128 + 90 * np.sin(x / 17), 128 + 90 * np.cos(y / 13), 64 + (x + y) / 4], -1).astype(
+        np.uint8
+    )
+
+
+def test_every_face_is_restyled_and_the_rest_stays(models: Models, style: Style) -> None:
+    """Two faces, both changed; pixels away from them are bit-identical; progress is reported per face."""
+    photo, steps = make_photo(), []
+    result = stylize(photo, style, StylizeOptions(**FAST), models=models, on_step=steps.append)
+    assert len(result.faces) == len(result.portraits) == 2
+    changed = (result.pixels != photo).any(-1)
+    for face in result.faces:
+        x, y = face.alignment.quad.mean(0).round().astype(int)
+        assert changed[y - 3 : y + 3, x - 3 : x + 3].all()
+        assert face.styled.mean() < face.embedded.mean() - 20
+    quads = np.concatenate([face.alignment.quad for face in result.faces])
+    assert not changed[:, : max(0, int(quads[:, 0].min()) - 1)].any()
+    outside = np.ones_like(changed)
+    for face in result.faces:
+        low, high = (
+            np.floor(face.alignment.quad.min(0)).astype(int),
+            np.ceil(face.alignment.quad.max(0)).astype(int),
+        )
+        outside[max(0, low[1]) : high[1] + 1, max(0, low[0]) : high[0] + 1] = False
+    assert not (changed & outside).any()
+    assert [step.item for step in steps] == [1, 1, 2, 2]
+    assert steps[0] == dataclasses.replace(PipelineStep("embed", 1, 2, 1, 2, 0.0), loss=steps[0].loss)
+
+
+def test_results_repeat(models: Models, style: Style) -> None:
+    """Two runs are bit-identical."""
+    first, second = (
+        stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels for _ in range(2)
+    )
+    assert np.array_equal(first, second)
+
+
+def test_strength_zero_is_the_embedding(models: Models, style: Style) -> None:
+    """And searching once serves several styles and strengths."""
+    photo, options = make_photo(), StylizeOptions(strength=0.0, face="largest", **FAST)
+    embedded = embed_faces(photo, options, models=models)
+    assert len(embedded) == 1
+    result = stylize(photo, style, options, models=models, embedded=embedded)
+    assert np.array_equal(result.faces[0].styled, result.faces[0].embedded)
+    assert result.faces[0].distance_styled == pytest.approx(result.faces[0].distance_embedded, abs=1e-6)
+    whole = stylize(
+        photo, style, dataclasses.replace(options, strength=1.0), models=models, embedded=embedded
+    )
+    half = stylize(photo, style, dataclasses.replace(options, strength=0.5), models=models, embedded=embedded)
+    means = [result.faces[0].styled.mean() for result in (whole, half, result)]
+    assert means == sorted(means)
+
+
+def test_pivotal_tuning_carries_the_style(models: Models, style: Style) -> None:
+    """The tuned person's picture is nearer than the search's, and the style comes on top."""
+    options = StylizeOptions(face="largest", **FAST)
+    plain = stylize(make_photo(), style, options, models=models).faces[0]
+    tuned = stylize(
+        make_photo(), style, dataclasses.replace(options, inverter="pivotal", tune_steps=6), models=models
+    )
+    assert tuned.faces[0].report.psnr > plain.report.psnr
+    assert tuned.faces[0].styled.mean() < tuned.faces[0].embedded.mean() - 20
+
+
+def test_crop_gives_portraits_and_leaves_the_photo(models: Models, style: Style) -> None:
+    """Portraits have the size that was asked for."""
+    photo = make_photo()
+    result = stylize(photo, style, StylizeOptions(crop=True, size=80, **FAST), models=models)
+    assert [portrait.shape for portrait in result.portraits] == [(80, 80, 3)] * 2
+    assert np.array_equal(result.pixels, photo)
+    sheet = compare_sheet(photo, result, 64)
+    assert sheet.shape[1] > 3 * 64
+    assert sheet.shape[0] > 2 * 64
+
+
+def test_landmarks_and_aligned_pictures_need_no_detector(models: Models, style: Style) -> None:
+    """A square picture, in which the detector finds nothing, works both ways; without them it is a clear error."""
+    photo = make_photo(120, 120)
+    by_hand = stylize(photo, style, StylizeOptions(landmarks=LANDMARKS, **FAST), models=models)
+    assert len(by_hand.faces) == 1
+    aligned = stylize(photo, style, StylizeOptions(aligned=True, **FAST), models=models)
+    assert aligned.faces[0].alignment.scale == pytest.approx(120 / 32)
+    with pytest.raises(FaceNotFoundError, match="me.png: no face found"):
+        stylize(photo, style, StylizeOptions(**FAST), models=models, where="me.png")
+
+
+def test_a_style_of_another_base_is_refused_before_any_search(models: Models, style: Style) -> None:
+    """The message names both."""
+    with pytest.raises(KeyMismatchError, match="learned on"):
+        stylize(make_photo(), dataclasses.replace(style, base="0" * 64), models=models)
+
+
+def test_learning_from_pictures_with_and_without_a_face(models: Models) -> None:
+    """A drawing without a face is taken as aligned, with a note; the style knows where it comes from."""
+    options = LearnOptions(steps=3, invert_steps=2)
+    steps: list[PipelineStep] = []
+    result = learn_style(
+        [make_photo(), make_photo(100, 90)],
+        options,
+        models=models,
+        names=["photo.png", "drawing.png"],
+        on_step=steps.append,
+    )
+    assert result.notes == ["drawing.png: no face found, so its middle square is taken for an aligned face"]
+    assert [(step.stage, step.step) for step in steps] == [("embed", 1), ("embed", 2)] + [
+        ("learn", n) for n in (1, 2, 3)
+    ]
+    assert result.style.provenance["names"] == ["photo.png", "drawing.png"]
+    assert result.style.options["steps"] == 3
+    assert result.style.thumbnail is not None
+    result.style.check_base(models.generator)
+
+
+def test_sources_lend_their_codes(models: Models) -> None:
+    """The code is the source's, the target the style picture."""
+    picture = make_photo(96, 96)
+    source = np.ascontiguousarray(picture[:, ::-1])
+    options = LearnOptions(steps=1, invert_steps=3)
+    own = learn_style([source], options, models=models)
+    lent = learn_style([picture], options, models=models, sources=[source])
+    assert np.array_equal(own.embedded[0], lent.embedded[0])
+    assert not np.array_equal(own.references[0], lent.references[0])
+    with pytest.raises(OptionError, match="1 sources for 2 pictures"):
+        learn_style([picture, picture], options, models=models, sources=[source])
+
+
+def test_learning_needs_a_discriminator(models: Models) -> None:
+    """The message says where there is one."""
+    with pytest.raises(CheckpointError, match="tiny has no discriminator"):
+        learn_style([make_photo()], models=dataclasses.replace(models, discriminator=None))
+
+
+@pytest.fixture
+def base(tmp_path: Path, generator: Generator, discriminator: Discriminator) -> Path:
+    """A model file with the tiny networks."""
+    checkpoint = checkpoints.Checkpoint("limner", generator=generator, discriminator=discriminator)
+    path = tmp_path / "tiny.safetensors"
+    checkpoints.save(checkpoint, path)
+    return path
+
+
+@pytest.fixture
+def photo_file(tmp_path: Path) -> Path:
+    """A photo, to be used with landmarks."""
+    path = tmp_path / "me.png"
+    Image.fromarray(make_photo()).save(path)
+    return path
+
+
+def stylize_words(photo: Path, base: Path, style: str | Path, *more: str) -> list[str]:
+    """Return a fast command line."""
+    marks = ",".join(map(str, LANDMARKS))
+    words = ["stylize", str(photo), "--style", str(style), "--model", str(base), "--landmarks", marks]
+    return [*words, "--invert-steps", "2", "--device", "cpu", *more]
+
+
+def test_stylize_command(
+    base: Path, style: Style, generator: Generator, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Output beside the photo with its options inside, comparison, no overwriting unless told."""
+    file = photo_file.with_name("dark.limner")
+    save_style(style, file, generator)
+    words = stylize_words(photo_file, base, file, "--compare", "--json")
+    assert main(words) == 0
+    output = photo_file.with_name("me-dark.png")
+    record = json.loads(capsys.readouterr().out)
+    assert record["photos"][0]["files"] == [str(output), str(output.with_name("me-dark-compare.png"))]
+    written = media.read(output)
+    assert written.pixels.shape == make_photo().shape
+    assert written.source_type == "compositeWithTrainedAlgorithmicMedia"
+    provenance = media.read_provenance(output)
+    assert provenance is not None
+    assert provenance["options"]["command"] == "stylize"
+    first = output.read_bytes()
+    assert main(words) == 2
+    assert "exists already; give --overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert output.read_bytes() == first
+
+
+def test_stylize_command_refuses_before_it_works(
+    base: Path, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The photo itself as output, one file for two photos, an unknown style."""
+    for more, message in (
+        (["--out", str(photo_file), "--overwrite"], "the photo itself"),
+        ([str(photo_file), "--out", "x.png"], "name a folder"),
+        ([], "expected a known style"),
+    ):
+        assert main(stylize_words(photo_file, base, "nosuch", *more)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_photo_that_fails_does_not_stop_the_others(
+    base: Path, style: Style, generator: Generator, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The good photo is written, the broken one reported, the exit status says so."""
+    save_style(style, photo_file.with_name("dark.limner"), generator)
+    broken = photo_file.with_name("broken.png")
+    broken.write_bytes(b"")
+    words = stylize_words(
+        broken, base, photo_file.with_name("dark.limner"), str(photo_file), "--crop", "--size", "40"
+    )
+    assert main(words) == 2
+    assert "broken.png is empty" in capsys.readouterr().err
+    assert media.read(photo_file.with_name("me-dark.png")).pixels.shape == (40, 40, 3)
+    assert not photo_file.with_name("broken-dark.png").exists()
+
+
+def test_learn_command_writes_a_style_and_a_preview(
+    base: Path, photo_file: Path, generator: Generator, capsys: pytest.CaptureFixture
+) -> None:
+    """The file belongs to the base; a second run asks before it replaces it."""
+    out = photo_file.with_name("mine.limner")
+    words = [
+        "learn",
+        str(photo_file),
+        "--aligned",
+        "--steps",
+        "2",
+        "--invert-steps",
+        "2",
+        "--model",
+        str(base),
+    ]
+    words += ["--out", str(out), "--licence", "CC0", "--device", "cpu"]
+    assert main(words) == 0
+    learned = load_style(out)
+    learned.check_base(generator)
+    assert learned.licence == "CC0"
+    assert learned.options["aligned"] is True
+    assert media.read(out.with_name("mine-preview.png")).source_type == "trainedAlgorithmicMedia"
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_random_noise_is_never_used_when_painting(models: Models, style: Style) -> None:
+    """Torch's global random state plays no part."""
+    first = stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels
+    torch.randn(W_DIM)
+    assert np.array_equal(first, stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels)
