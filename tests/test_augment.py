@@ -393,6 +393,11 @@ class TestController:
         assert control.update(lambda sums: sums + others) == pytest.approx(0.4)
         assert control.r_t == 0
 
+    def test_counts_exactly_in_half_precision(self):
+        control = AdaController(ada_kimg=1.0)
+        control.observe(torch.ones(301, dtype=torch.bfloat16))
+        assert control.update() == pytest.approx(0.301)
+
     def test_resume(self):
         first, second = AdaController(ada_kimg=1.0), AdaController(ada_kimg=1.0)
         first.observe(torch.ones(100))

@@ -334,7 +334,7 @@ class AdaController:
 
     def observe(self, real_logits: Tensor) -> None:
         """Note the discriminator's opinion of (augmented) real images, any shape."""
-        signs = real_logits.detach().sign()
+        signs = real_logits.detach().float().sign()  # bfloat16 cannot count beyond 256
         self._sums = self._sums.to(signs.device if signs.device.type != "mps" else "cpu")
         self._sums += torch.stack([signs.sum(), signs.new_tensor(signs.numel())]).to(self._sums)
 
