@@ -14,7 +14,7 @@ from limner.inversion import TrunkDistance
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Discriminator, Generator
 
-BASE, TRUNK = "heads", "lite0"
+TRUNK = "lite0"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,17 +45,19 @@ class Models:
         return TrunkDistance(self.trunk, name=TRUNK)
 
 
-def load_models(base: str | Path = BASE, *, device: torch.device | str = "cpu") -> Models:
+def load_models(base: str | Path = "", *, device: torch.device | str = "cpu") -> Models:
     """Load a base model and the bundled feature trunk; the detector loads itself when it is first used.
 
     Args:
-        base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
+        base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned; the
+            bundled generator when empty.
         device: where to.
 
     Raises:
         ZooError: no such model.
         CheckpointError: its file cannot be used, or holds no generator.
     """
+    base = base or zoo.default_name("model")
     checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")

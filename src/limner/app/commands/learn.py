@@ -33,8 +33,8 @@ class Options(LearnOptions):
     """a photo of the same head in the same pose for every picture, in the same order, where there are such"""
     out: Path | None = None
     """style file to write; by default the first picture's name with .limner in this folder"""
-    model: str = knob("heads")
-    """base model, name or file; it must hold a discriminator"""
+    model: str = ""
+    """base model, name or file (the bundled generator when none is named); it must hold a discriminator"""
     licence: str = knob("")
     """what may be done with the style, for its file"""
     preview: bool = True

@@ -32,8 +32,8 @@ class Options(StylizeOptions):
     beside the output"""
     out: Path | None = None
     """file to write, or folder for several photos; by default PHOTO-STYLE beside the photo"""
-    model: str = knob("heads")
-    """base model, name or file"""
+    model: str = ""
+    """base model, name or file (the bundled generator when none is named)"""
     compare: bool = False
     """also write a picture of every face before and after, beside the output"""
     overwrite: bool = False

@@ -1,0 +1,229 @@
+"""``limner demo``: restyle two photos and sample every bundled style."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console, format_seconds
+from limner.errors import OptionError
+from limner.options import Options as BaseOptions
+from limner.options import knob, to_mapping
+from limner.pipeline.options import INVERTERS, StylizeOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from limner.pipeline import FaceResult, Models
+    from limner.stylization.style import Style
+
+PICTURES = (".jpg", ".jpeg", ".png")
+CELL_PX = 192
+PSI = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(BaseOptions):
+    """Options of ``limner demo``."""
+
+    out: Path = Path("out")
+    """folder for the pictures; those of an earlier demo are replaced"""
+    photos: Path | None = None
+    """folder with photos; by default examples/photos of the repository"""
+    styles: tuple[str, ...] = ()
+    """names of styles or style files; by default every style that is bundled or installed"""
+    model: str = ""
+    """base model, name or file (the bundled generator when none is named)"""
+    inverter: str = knob("pivotal", choices=INVERTERS)
+    """how the faces are embedded, see limner stylize"""
+    faces: int = knob(8, lo=1, hi=32)
+    """random heads per style"""
+    seed: int = knob(0, lo=0, hi=2**31 - 1)
+    """seed of the random heads"""
+
+
+def run(options: Options, console: Console) -> int:
+    """Write restyled photos, a comparison and random heads, and say what to look at."""
+    start = time.perf_counter()
+    photos = find_photos(options.photos)
+    from limner.app.device import pick_device
+    from limner.pipeline import load_models
+
+    models = load_models(options.model, device=pick_device(console.settings))
+    styles = _load_styles(options, models, console)
+    console.print(
+        f"base {models.base}, {models.generator.resolution} px; {len(photos)} photos; styles: {', '.join(styles)}"
+    )
+    rows, figures = [], []
+    for photo in photos:
+        row, numbers = _restyle(photo, styles, options, models, console)
+        rows.append(row)
+        figures += numbers
+    comparison, heads = options.out / "comparison.png", options.out / "random-heads.png"
+    _write_sheet(comparison, rows, [photo.stem for photo in photos], ["photo", "embedded", *styles], options)
+    _sample_heads(heads, styles, options, models)
+    seconds = time.perf_counter() - start
+    _explain(figures, comparison, heads, photos[0], next(iter(styles)), options, console)
+    console.print(f"\nDone in {format_seconds(seconds)}.")
+    console.result(figures=figures, seconds=seconds, comparison=comparison, heads=heads)
+    return 0
+
+
+def find_photos(folder: Path | None) -> list[Path]:
+    """Return the photos of a folder.
+
+    Raises:
+        OptionError: there is no such folder, or nothing in it.
+    """
+    if folder is None:
+        import limner
+
+        folder = Path(limner.__file__).resolve().parents[2] / "examples" / "photos"
+        if not folder.is_dir():
+            raise OptionError(
+                "the example photos are in the repository, not in the package; give --photos FOLDER"
+            )
+    if not folder.is_dir():
+        raise OptionError(f"photos is {folder}, expected a folder")
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not photos:
+        raise OptionError(f"{folder} holds no photos ({', '.join(PICTURES)})")
+    return photos
+
+
+def _load_styles(options: Options, models: Models, console: Console) -> dict[str, Style]:
+    from limner import zoo
+    from limner.errors import KeyMismatchError
+    from limner.stylization import load_style
+
+    styles = {}
+    for name in options.styles or zoo.names("style"):
+        style = load_style(zoo.resolve(name))
+        try:
+            style.check_base(models.generator)
+        except KeyMismatchError as error:
+            if options.styles:
+                raise
+            console.warn(f"{name} is left out: {error}")
+            continue
+        styles[Path(name).stem] = style
+    if not styles:
+        raise OptionError(
+            f"there is no style for {models.base}; learn one with limner learn and name it with --styles"
+        )
+    return styles
+
+
+def _restyle(
+    photo: Path, styles: dict[str, Style], options: Options, models: Models, console: Console
+) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Restyle one photo in every style; return a row for the comparison and the figures."""
+    from limner import faces, media
+    from limner.pipeline import stylize
+    from limner.pipeline.photos import embed_faces
+
+    picture = media.read(photo)
+    how = StylizeOptions(inverter=options.inverter)
+    start = time.perf_counter()
+    with console.progress(None, f"{photo.name}: embedding") as progress:
+
+        def show(step: Any) -> None:
+            progress.total = step.items * step.steps
+            progress.set((step.item - 1) * step.steps + step.step, f"loss {step.loss:.3f}")
+
+        embedded = embed_faces(picture.pixels, how, models=models, where=str(photo), on_step=show)
+    embedding_s = time.perf_counter() - start
+    row: list[np.ndarray] = []
+    figures = []
+    for name, style in styles.items():
+        start = time.perf_counter()
+        result = stylize(picture.pixels, style, how, models=models, embedded=embedded)
+        seconds = time.perf_counter() - start
+        record = to_mapping(how) | {"command": "demo", "style": name, "base": models.base}
+        kind = "compositeWithTrainedAlgorithmicMedia"
+        path = options.out / f"{photo.stem}-{name}.png"
+        media.write(
+            path, dataclasses.replace(picture, pixels=result.pixels), options=record, source_type=kind
+        )
+        face = result.faces[0]
+        if not row:
+            row = [faces.crop_face(picture.pixels, face.alignment.resized(CELL_PX)), face.embedded]
+        row.append(face.styled)
+        figures.append(_figures(photo, name, face, embedding_s, seconds))
+    return row, figures
+
+
+def _figures(photo: Path, style: str, face: FaceResult, embedding_s: float, seconds: float) -> dict[str, Any]:
+    return {
+        "photo": photo.stem,
+        "style": style,
+        "psnr": round(face.report.psnr, 2),
+        "distance_embedded": round(face.distance_embedded, 4),
+        "distance_styled": round(face.distance_styled, 4),
+        "embedding_s": round(embedding_s, 2),
+        "styling_s": round(seconds, 2),
+    }
+
+
+def _sample_heads(path: Path, styles: dict[str, Style], options: Options, models: Models) -> None:
+    """Write a sheet: the same random heads plain and in every style."""
+    import torch
+
+    from limner import media
+    from limner.latent import Latent, render
+    from limner.stylization import StyleOptions, paint
+
+    generator = models.generator
+    rng = torch.Generator().manual_seed(options.seed)
+    z = torch.randn(options.faces, generator.z_dim, generator=rng).to(models.device)
+    with torch.no_grad():
+        latent = Latent("w+", generator.truncate(generator.broadcast(generator.mapping(z)), PSI))
+        rows = [media.to_pixels(render(generator, latent))]
+    rows += [media.to_pixels(paint(generator, style, latent, StyleOptions())) for style in styles.values()]
+    _write_sheet(path, rows, ["plain", *styles], [], options)
+
+
+def _write_sheet(
+    path: Path,
+    rows: list[list[np.ndarray]],
+    row_labels: list[str],
+    column_labels: list[str],
+    options: Options,
+) -> None:
+    from limner import media
+
+    rows = [[media.resize_pixels(picture, CELL_PX) for picture in row] for row in rows]
+    sheet = media.make_sheet(rows, row_labels, column_labels, cell_px=CELL_PX)
+    record = to_mapping(options) | {"command": "demo"}
+    media.write(path, sheet, options=record, source_type="trainedAlgorithmicMedia")
+
+
+def _explain(
+    figures: list[dict[str, Any]],
+    comparison: Path,
+    heads: Path,
+    photo: Path,
+    style: str,
+    options: Options,
+    console: Console,
+) -> None:
+    console.print()
+    console.table(
+        ["photo", "style", "embedded dB", "distance", "restyled", "embedding s", "style s"],
+        [list(entry.values()) for entry in figures],
+    )
+    console.print(
+        "distance: perceptual distance from the photo's face, after embedding and after restyling; 0 is the same picture"
+    )
+    console.print("\nLook at")
+    console.print(f"  {comparison}   every photo: its face, as embedded, in every style")
+    console.print(f"  {heads}   the same random heads, plain and in every style")
+    console.print(f"  {options.out}/PHOTO-STYLE.png   the whole photos with the restyled face pasted back")
+    console.print("\nTry next")
+    console.print(
+        f"  limner stylize {photo} --style {style} --strength 0.6 --keep-color --compare -o out/mine.png"
+    )
+    console.print("  limner learn PICTURE -o mine.limner          learn a style of your own from one picture")
+    console.print(f"  limner sample --style {style} --grid -o out/heads.png")
