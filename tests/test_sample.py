@@ -137,12 +137,10 @@ def test_class_conditional_models(tmp_path):
     )
     save(Checkpoint(generator=generator), tmp_path / "c.safetensors")
     first, second = (
-        paint(
-            load_generator(str(tmp_path / "c.safetensors"), Options(label=label)),
-            1,
-            Options(label=label, psi=1.0),
-        )
-        for label in (0, 2)
+        paint(load_generator(options), 1, options)
+        for options in [
+            Options(model=str(tmp_path / "c.safetensors"), label=label, psi=1.0) for label in (0, 2)
+        ]
     )
     assert not torch.equal(first, second)
     status, _, err = sample(tmp_path / "c.safetensors", "--label", "3")

@@ -4,7 +4,17 @@ Public names are loaded when they are first used, so ``import limner`` stays ins
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
+    from limner import errors
+    from limner.checkpoints import Checkpoint, inspect, load, save
+    from limner.faces import align_face, detect_faces, paste_faces
+    from limner.inversion import invert
+    from limner.latent import Latent
+    from limner.nn.stylegan2 import Discriminator, Generator
+    from limner.pipeline import learn_style, load_models, stylize
+    from limner.stylization.style import load_style
 
 __version__ = "0.1.0"
 

@@ -129,6 +129,11 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
         if element is int:
             items = [number for item in items for number in _expand_range(name, item)]
         return tuple(convert(name, item, element, False, False) for item in items)
+    return _convert_item(name, value, element)
+
+
+def _convert_item(name: str, value: Any, element: type) -> Any:
+    """Turn one value into ``element``; a number written with a fraction is no whole number, a bool no number."""
     try:
         if element is bool:
             if isinstance(value, bool):

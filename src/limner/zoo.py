@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from limner.errors import ZooError
 
 BUNDLED_DIR = Path(__file__).with_name("bundled")
+DEFAULT_GENERATOR = "heads"  # what commands take when no model is named
 # Kind -> what reads such a file.  Styles are not here: `limner.stylization` reads them, given the path.
 LOADERS = {
     "model": "limner.checkpoints:load",
@@ -163,20 +163,6 @@ def path(name: str) -> Path:
         remedy = "install Limner anew" if found.bundled else f"limner models pull {name}"
         raise ZooError(f"the file of {name}, {found.path}, is missing; {remedy}")
     return found.path
-
-
-def default_name(kind: str) -> str:
-    """Return the bundled model of a kind that is used when none is named: the largest by the number in its name.
-
-    Raises:
-        ZooError: none of this kind is bundled.
-    """
-    found = [name for name, card in bundled().items() if card.kind == kind]
-    if not found:
-        raise ZooError(
-            f"no {kind} ships with this version; name one: limner models list --kind {kind} shows them"
-        )
-    return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
 def resolve(name_or_path: str | Path) -> Path:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limner import zoo
 from limner.app.console import Console
 from limner.errors import CheckpointError, OptionError
 from limner.options import Options as BaseOptions
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Options(BaseOptions):
     """Options of ``limner sample``."""
 
-    model: str = knob("", positional=True)
-    """name of a model or a model file of any format; the bundled generator when none is named"""
+    model: str = knob(zoo.DEFAULT_GENERATOR, positional=True)
+    """name of a model, or a model file of any format"""
     seeds: tuple[int, ...] = knob(tuple(range(16)), lo=0)
     """one picture each, such as 0-63 or 3,5,8; a seed gives the same face whatever else is asked for"""
     psi: float = knob(0.7, lo=-2, hi=2)
@@ -48,17 +49,15 @@ class Options(BaseOptions):
 
 def run(options: Options, console: Console) -> int:
     """Paint one face per seed and write them."""
-    from limner import zoo
     from limner.app.device import pick_device
     from limner.media import make_sheet, to_pixels, write
 
     if not options.seeds:
         raise OptionError("seeds is empty, expected one number or more, such as 0-15")
-    name = options.model or zoo.default_name("model")
     device = pick_device(console.settings)
-    generator = load_generator(name, options).to(device)
+    generator = load_generator(options).to(device)
     sheet = options.grid or bool(options.out.suffix and len(options.seeds) > 1)
-    about = {"command": "sample", **to_mapping(options), "model": name}
+    about = {"command": "sample", **to_mapping(options)}
     made, files = [], []
     for seed in console.track(options.seeds, "Painting"):
         pixels = to_pixels(paint(generator, seed, options))[0]
@@ -75,12 +74,12 @@ def run(options: Options, console: Console) -> int:
         target = options.out if options.out.suffix else options.out / "samples.png"
         files.append(write(target, make_sheet(rows), options=about, source_type="trainedAlgorithmicMedia"))
     where = files[0] if len(files) == 1 else f"{len(files)} pictures in {files[0].parent}"
-    console.print(f"{name}: wrote {where}")
-    console.result(model=name, files=files)
+    console.print(f"{options.model}: wrote {where}")
+    console.result(model=options.model, files=files)
     return 0
 
 
-def load_generator(name: str, options: Options) -> Generator:
+def load_generator(options: Options) -> Generator:
     """Load the generator, in its style if one is asked for.
 
     Raises:
@@ -88,15 +87,16 @@ def load_generator(name: str, options: Options) -> Generator:
         CheckpointError: unreadable file, or one without a generator.
         OptionError: a label that the model does not have.
     """
-    from limner import zoo
     from limner.checkpoints import load
 
-    file = zoo.resolve(name)
+    file = zoo.resolve(options.model)
     generator = load(file, parts=("generator",)).generator
     if generator is None:
         raise CheckpointError(f"{file} holds no generator; limner inspect {file} shows what is in it")
     if options.label >= max(1, generator.mapping.label_dim):
-        raise OptionError(f"label is {options.label}, but {name} has {generator.mapping.label_dim} classes")
+        raise OptionError(
+            f"label is {options.label}, but {options.model} has {generator.mapping.label_dim} classes"
+        )
     if options.style:
         from limner.stylization.style import load_style
 
