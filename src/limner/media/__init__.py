@@ -3,7 +3,7 @@
 Convention: ``pixels`` are uint8 (H, W, 3) RGB; an ``image`` is float32 (B, 3, H, W) RGB in [-1, 1].
 """
 
-from limner.media.files import MAX_MEGAPIXELS, Photo, SourceType, read, read_provenance, write
+from limner.media.files import MAX_MEGAPIXELS, WRITABLE, Photo, SourceType, read, read_provenance, write
 from limner.media.pixels import (
     check_pixels,
     join_side_by_side,
@@ -16,6 +16,7 @@ from limner.media.pixels import (
 
 __all__ = [
     "MAX_MEGAPIXELS",
+    "WRITABLE",
     "Photo",
     "SourceType",
     "check_pixels",
