@@ -144,14 +144,16 @@ def _read_native(path: Path, space: Space | None) -> LatentFile:
 
 def _read_numpy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            return np.load(stream, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise _numpy_error(path, error) from None
 
 
 def _read_npz(path: Path) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves the file open when it cannot read it.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             names = list(archive)
             name = next((key for key in NPZ_KEYS if key in names), names[0] if len(names) == 1 else None)
             if name is None:

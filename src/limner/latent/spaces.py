@@ -81,9 +81,13 @@ class Latent:
                 raise ShapeError(f"s space takes (B, C) tensors of one batch, found {shapes or 'none'}")
         elif isinstance(values, Tensor):
             if values.ndim != _NDIM[self.space]:
-                raise ShapeError(f"{self.space} takes {_SHAPES[self.space]}, found shape {tuple(values.shape)}")
+                raise ShapeError(
+                    f"{self.space} takes {_SHAPES[self.space]}, found shape {tuple(values.shape)}"
+                )
         else:
-            raise ShapeError(f"{self.space} takes a tensor {_SHAPES[self.space]}, found {type(values).__name__}")
+            raise ShapeError(
+                f"{self.space} takes a tensor {_SHAPES[self.space]}, found {type(values).__name__}"
+            )
 
     def __len__(self) -> int:
         return len(self.parts[0])
