@@ -133,3 +133,10 @@ def test_catalogue_is_honest():
         if len(item.sha256) == 8:
             assert Path(item.url).stem.endswith(f"-{item.sha256}")
     assert len({item.file_name for item in catalogue.values()}) == len(catalogue)
+
+
+@pytest.mark.parametrize("name", zoo.bundled())
+def test_every_bundled_model_loads_by_name(name):
+    card = zoo.card(name)
+    if card.kind in zoo.LOADERS:
+        assert zoo.load(name) is not None

@@ -25,7 +25,7 @@ DEFAULT_GENERATOR = "heads"  # what commands take when no model is named
 LOADERS = {
     "model": "limner.checkpoints:load",
     "trunk": "limner.nn.features:load_trunk",
-    "detector": "limner.faces.detect:load_detector",
+    "detector": "limner.faces.detect:load_mtcnn",
 }
 
 
