@@ -226,13 +226,21 @@ def test_mix_takes_the_masked_rows(generator, z):
 def test_files_keep_codes_noise_and_notes(generator, z, space, tmp_path):
     latent = z.to_space(space, generator)
     noise = [torch.randn(2, 1, 4, 4), torch.randn(2, 1, 8, 8)]
-    path = save_latent(tmp_path / "new" / "face.safetensors", latent, noise=noise, metadata={"report": [1.5]})
+    path = save_latent(
+        tmp_path / "new" / "face.safetensors",
+        latent,
+        noise=noise,
+        delta={"a.left": noise[0]},
+        metadata={"report": [1.5]},
+    )
     assert [file.name for file in path.parent.iterdir()] == ["face.safetensors"]
     read = load_latent(path)
     assert read.latent.space == space
     assert all(torch.equal(a, b) for a, b in zip(read.latent.parts, latent.parts, strict=True))
     assert read.noise is not None
     assert all(torch.equal(a, b) for a, b in zip(read.noise, noise, strict=True))
+    assert read.delta is not None
+    assert torch.equal(read.delta["a.left"], noise[0])
     assert read.metadata == {"report": [1.5]}
     with pytest.raises(OptionError, match=f"holds codes in {space.replace('+', '.')}"):
         load_latent(path, space="w" if space != "w" else "z")

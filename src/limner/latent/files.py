@@ -1,8 +1,9 @@
 """Latent files: native safetensors, and the arrays that other programs write.
 
 Native: tensors ``latent`` (in s space ``latent.00``, ``latent.01`` ...) and, where the noise was fitted too,
-``noise.00`` ...; the metadata entry ``limner`` is JSON with ``version``, ``kind: latent``, ``space`` and whatever the
-writer adds (options, report, provenance).
+``noise.00`` ...; where the generator was tuned ``delta.NAME`` per changed tensor, as `limner.nn.deltas.compress` stores
+it.  The metadata entry ``limner`` is JSON with ``version``, ``kind: latent``, ``space`` and whatever the writer adds
+(options, report, provenance).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeE
 from limner.latent.spaces import SPACES, Latent, Space
 
 VERSION = 1
+DELTA = "delta."
 # Names under which other programs keep codes in .npz, best first.
 NPZ_KEYS = ("w", "latents", "latent", "w_plus", "w+", "codes")
 
@@ -37,11 +39,13 @@ class LatentFile:
     Attributes:
         latent: the codes.
         noise: fitted noise maps, one (B, 1, h, w) per layer, or None.
+        delta: change of the generator, as it was stored (`limner.nn.deltas.reconstruct` opens it), or None.
         metadata: the writer's notes.
     """
 
     latent: Latent
     noise: list[Tensor] | None = None
+    delta: dict[str, Tensor] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +54,7 @@ def save_latent(
     latent: Latent,
     *,
     noise: Sequence[Tensor] | None = None,
+    delta: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write codes as safetensors; the file appears whole or not at all.
@@ -58,6 +63,7 @@ def save_latent(
         path: the file; ``.safetensors`` is the usual ending.
         latent: the codes.
         noise: fitted noise maps, one per layer.
+        delta: change of the generator, as it shall be stored.
         metadata: JSON values to keep beside the codes.
 
     Raises:
@@ -67,6 +73,7 @@ def save_latent(
     several = latent.space == "s"
     tensors = {f"latent.{i:02d}" if several else "latent": part for i, part in enumerate(latent.parts)}
     tensors |= {f"noise.{i:02d}": part for i, part in enumerate(noise or ())}
+    tensors |= {f"{DELTA}{name}": value for name, value in (delta or {}).items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     notes = {**(metadata or {}), "version": VERSION, "kind": "latent", "space": latent.space}
     try:
@@ -136,10 +143,13 @@ def _read_native(path: Path, space: Space | None) -> LatentFile:
         raise OptionError(f"{path} holds codes in {stored}, not in {space}")
     codes = [value for name, value in tensors.items() if name == "latent" or name.startswith("latent.")]
     noise = [value for name, value in tensors.items() if name.startswith("noise.")]
+    delta = {name.removeprefix(DELTA): value for name, value in tensors.items() if name.startswith(DELTA)}
     if not codes:
         raise KeyMismatchError(f"{path} has no tensor 'latent'; it has {', '.join(tensors) or 'none'}")
     notes = {key: value for key, value in notes.items() if key not in ("version", "kind", "space")}
-    return LatentFile(Latent(stored, tuple(codes) if stored == "s" else codes[0]), noise or None, notes)
+    return LatentFile(
+        Latent(stored, tuple(codes) if stored == "s" else codes[0]), noise or None, delta or None, notes
+    )
 
 
 def _read_numpy(path: Path) -> np.ndarray:

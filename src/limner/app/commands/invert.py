@@ -1,0 +1,229 @@
+"""``limner invert``: find the latents of the faces in photos."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.commands.align import unique_names
+from limner.app.console import Console, format_seconds
+from limner.errors import LimnerError, MediaError, OptionError
+from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
+from limner.inversion.options import PRESETS, InversionOptions, PivotalOptions
+from limner.options import knob, to_mapping
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from limner.faces import Alignment
+    from limner.inversion import Inversion
+    from limner.latent import Latent
+    from limner.pipeline import Models
+
+REPORT = "report.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(InversionOptions, PivotalOptions, AlignOptions, DetectOptions, ReadOptions):
+    """Options of ``limner invert``."""
+
+    photos: tuple[Path, ...] = knob()
+    """photos; every face of every photo is embedded"""
+    out: Path = Path("inverted")
+    """folder for every face's codes (NAME_01.safetensors) and what the generator paints of them (NAME_01.png), and
+    for report.json"""
+    model: str = ""
+    """generator, name or file (the bundled one when none is named)"""
+    preset: str = knob("fast", choices=tuple(PRESETS))
+    """settings as another program publishes them; they stand in for every option that is left at its default"""
+    start: Path | None = None
+    """latent file to start from, such as an encoder's or one of an earlier run"""
+    compare: bool = False
+    """also write photo and reconstruction side by side (NAME_01-compare.png)"""
+    size: int = knob(512, lo=16, hi=4096)
+    """side in px of the pictures in that comparison; the search itself works at the generator's size"""
+
+
+def run(options: Options, console: Console) -> int:
+    """Embed the faces; a photo that fails is reported and the others go on."""
+    if not options.photos:
+        raise OptionError("limner invert: name at least one photo")
+    if options.landmarks and len(options.photos) > 1:
+        raise OptionError(f"landmarks belong to one photo, but {len(options.photos)} were named")
+    search = search_options(options)
+    from limner.app.device import pick_device
+    from limner.latent import load_latent
+    from limner.nn import deltas
+    from limner.pipeline import load_models
+
+    start = None if options.start is None else load_latent(options.start).latent
+    models = load_models(options.model, device=pick_device(console.settings))
+    base = {"name": models.base, "digest": deltas.digest(models.generator)}
+    entries: list[dict[str, Any]] = []
+    failed = []
+    for path, name in zip(options.photos, unique_names(options.photos), strict=True):
+        try:
+            entries += _invert_photo(path, name, options, search, start, models, base, console)
+        except LimnerError as error:
+            if len(options.photos) == 1:
+                raise
+            console.error(f"{path}: {error}" if str(path) not in str(error) else str(error))
+            failed.append({"photo": str(path), "error": type(error).__name__, "message": str(error)})
+    _write_report(options.out / REPORT, {"base": base, "faces": entries, "failed": failed})
+    _print_table(entries, console)
+    console.print(
+        f"wrote {len(entries)} latents to {options.out}" + f", {len(failed)} photos failed" * bool(failed)
+    )
+    console.result(faces=entries, failed=failed, report=options.out / REPORT)
+    return 2 if failed else 0
+
+
+def search_options(options: Options) -> InversionOptions:
+    """Return the settings of the search: the options, those at their default replaced by the preset's."""
+    values = {}
+    for field in dataclasses.fields(InversionOptions):
+        value = getattr(options, field.name)
+        values[field.name] = (
+            PRESETS[options.preset].get(field.name, value) if value == field.default else value
+        )
+    if options.start is not None:
+        values["init"] = "given"
+    elif values["init"] == "given":
+        raise OptionError("init is 'given', but no codes are: name a latent file with --start")
+    return InversionOptions(**values)
+
+
+def _invert_photo(
+    path: Path,
+    name: str,
+    options: Options,
+    search: InversionOptions,
+    start: Latent | None,
+    models: Models,
+    base: dict[str, str],
+    console: Console,
+) -> list[dict[str, Any]]:
+    from limner import media
+    from limner.faces import crop_face, find_alignments
+    from limner.inversion import invert
+
+    photo = media.read(path, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
+    for note in photo.notes:
+        console.warn(f"{path}: {note}")
+    align = dataclasses.replace(options, size=models.generator.resolution)
+    alignments = find_alignments(photo.pixels, align, options, detector=models.detector, where=str(path))
+    first = int(options.face) if options.face.isdecimal() else 1
+    pivotal = PivotalOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(PivotalOptions)})
+    entries = []
+    for number, alignment in enumerate(alignments, first):
+        crop = crop_face(photo.pixels, alignment)
+        steps = search.steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
+        with console.progress(steps, f"{path.name}, face {number}") as progress:
+            found = invert(
+                models.generator,
+                media.to_image(crop).to(models.device),
+                search,
+                perceptual=models.make_distance(),
+                init=start,
+                pivotal=pivotal,
+                on_step=lambda step, _, record, preview, bar=progress: bar.set(
+                    step, f"loss {record['loss']:.3f}"
+                ),
+            )
+        files = _write_face(
+            options.out / f"{name}_{number:02d}",
+            photo.pixels,
+            alignment,
+            found,
+            search,
+            pivotal,
+            path,
+            base,
+            options,
+        )
+        entries.append({"photo": str(path), "face": number, "files": files, **found.report[0].to_dict()})
+    return entries
+
+
+def _write_face(
+    stem: Path,
+    pixels: np.ndarray,
+    alignment: Alignment,
+    found: Inversion,
+    search: InversionOptions,
+    pivotal: PivotalOptions,
+    path: Path,
+    base: dict[str, str],
+    options: Options,
+) -> list[str]:
+    from limner import media
+    from limner.faces import crop_face
+    from limner.latent import save_latent
+    from limner.nn import deltas
+
+    record = {"command": "invert", "photo": str(path), **to_mapping(search)}
+    if search.method == "pivotal":
+        record |= to_mapping(pivotal)
+    packed = deltas.compress(found.delta) if found.delta is not None else None
+    notes: dict[str, Any] = {"options": record, "report": found.report[0].to_dict(), "base": base}
+    notes["alignment"] = alignment.to_mapping()
+    if packed is not None:
+        notes["delta_error"] = packed.error
+    painted = media.to_pixels(found.image)[0]
+    written = [
+        save_latent(
+            stem.with_name(f"{stem.name}.safetensors"),
+            found.latent,
+            noise=found.noise,
+            delta=packed.tensors if packed else None,
+            metadata=notes,
+        ),
+        media.write(
+            stem.with_name(f"{stem.name}.png"), painted, options=record, source_type="trainedAlgorithmicMedia"
+        ),
+    ]
+    if options.compare:
+        pair = [
+            crop_face(pixels, alignment.resized(options.size)),
+            media.resize_pixels(painted, options.size),
+        ]
+        sheet = media.make_sheet([pair], column_labels=("photo", "embedded"), cell_px=options.size)
+        kind = "compositeWithTrainedAlgorithmicMedia"
+        written.append(
+            media.write(stem.with_name(f"{stem.name}-compare.png"), sheet, options=record, source_type=kind)
+        )
+    return [str(file) for file in written]
+
+
+def _write_report(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _print_table(entries: list[dict[str, Any]], console: Console) -> None:
+    if not entries:
+        return
+    rows = [
+        (
+            Path(entry["photo"]).name,
+            entry["face"],
+            entry["method"],
+            f"{entry['psnr']:.2f}",
+            "-" if entry["ssim"] is None else f"{entry['ssim']:.3f}",
+            "-" if entry["perceptual"] is None else f"{entry['perceptual']:.4f}",
+            entry["steps"],
+            format_seconds(entry["seconds"]),
+        )
+        for entry in entries
+    ]
+    trunk = entries[0]["trunk"] or "no trunk"
+    console.table(
+        ("photo", "face", "method", "PSNR dB", "SSIM", f"perceptual ({trunk})", "steps", "time"), rows
+    )

@@ -1,0 +1,138 @@
+"""``limner invert`` on a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from limner import media
+from limner.app import cli
+from limner.app.commands.invert import Options, search_options
+from limner.checkpoints import Checkpoint, save
+from limner.errors import OptionError
+from limner.inversion.options import InversionOptions, preset
+from limner.latent import load_latent, render
+from limner.nn import deltas
+
+
+@pytest.fixture
+def model(tmp_path, generator) -> Path:
+    save(Checkpoint(generator=generator), tmp_path / "tiny.safetensors")
+    return tmp_path / "tiny.safetensors"
+
+
+@pytest.fixture
+def picture(tmp_path, generator) -> Path:
+    """An aligned picture that the model painted."""
+    image = generator(torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(2)), psi=0.5)
+    return media.write(tmp_path / "face.png", media.to_pixels(image)[0])
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    """Run ``limner invert`` and return exit status, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(["invert", *map(str, words), "--device", "cpu"])
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_codes_picture_and_report_agree(model, picture, generator, tmp_path):
+    out = tmp_path / "out"
+    words = ("--aligned", "--steps", 4, "--mean-samples", 50, "--compare", "--size", 64, "--json")
+    status, text, err = run(picture, "--model", model, "-o", out, *words)
+    assert status == 0, err
+    (face,) = json.loads(text)["faces"]
+    assert [Path(file).name for file in face["files"]] == [
+        "face_01.safetensors",
+        "face_01.png",
+        "face_01-compare.png",
+    ]
+    read = load_latent(out / "face_01.safetensors")
+    assert read.latent.space == "w+"
+    assert read.metadata["base"]["digest"] == deltas.digest(generator)
+    assert read.metadata["report"]["psnr"] == face["psnr"]
+    assert read.metadata["options"]["steps"] == 4
+    assert read.noise is not None
+    painted = media.to_pixels(render(generator, read.latent, read.noise))[0]
+    written = media.read(out / "face_01.png").pixels
+    assert (painted == written).all()
+    target = media.read(picture).pixels.astype(float)
+    assert face["psnr"] == pytest.approx(10 * np.log10(255**2 / ((written - target) ** 2).mean()), abs=0.05)
+    assert face["trunk"] == "lite0"
+    report = json.loads((out / "report.json").read_text())
+    assert report["faces"][0]["psnr"] == face["psnr"]
+    provenance = media.read_provenance(out / "face_01.png")
+    assert provenance is not None
+    assert provenance["digital_source_type"] == "trainedAlgorithmicMedia"
+
+
+def test_pivotal_keeps_the_tuned_generator(model, picture, generator, tmp_path):
+    words = (
+        "--aligned",
+        "--method",
+        "pivotal",
+        "--steps",
+        2,
+        "--tune-steps",
+        3,
+        "--tune-learning-rate",
+        0.002,
+    )
+    status, _, err = run(picture, "--model", model, "-o", tmp_path / "out", "--mean-samples", 50, *words)
+    assert status == 0, err
+    read = load_latent(tmp_path / "out" / "face_01.safetensors")
+    assert read.delta is not None
+    person = deltas.apply(generator, [(deltas.reconstruct(read.delta), 1.0)])
+    painted = media.to_pixels(render(person, read.latent, read.noise or "constant"))[0].astype(int)
+    assert np.abs(painted - media.read(tmp_path / "out" / "face_01.png").pixels).max() <= 1
+    assert read.metadata["options"]["tune_steps"] == 3
+
+
+def test_a_search_goes_on_from_a_file(model, picture, tmp_path):
+    words = (picture, "--model", model, "--aligned", "--mean-samples", 50, "--json", "--l2", 5)
+    first = json.loads(run(*words, "-o", tmp_path / "one", "--steps", 4)[1])["faces"][0]
+    start = ("--start", tmp_path / "one" / "face_01.safetensors")
+    second = json.loads(run(*words, "-o", tmp_path / "two", "--steps", 4, *start)[1])["faces"][0]
+    assert second["psnr"] > first["psnr"]
+
+
+def test_a_photo_that_fails_does_not_stop_the_others(model, picture, tmp_path):
+    words = ("--model", model, "--aligned", "--steps", 1, "--mean-samples", 50, "--json")
+    status, text, err = run(picture, tmp_path / "none.png", "-o", tmp_path / "out", *words)
+    assert status == 2
+    result = json.loads(text)
+    assert len(result["faces"]) == 1
+    assert result["failed"][0]["error"] == "MediaError"
+    assert "none.png" in err
+    status, _, err = run(tmp_path / "none.png", "-o", tmp_path / "out", *words)
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_a_preset_stands_in_for_what_is_not_given():
+    options = Options(photos=(Path("a.png"),), preset="ii2s", steps=9)
+    assert search_options(options) == preset("ii2s", steps=9)
+    assert search_options(Options(photos=(Path("a.png"),))) == InversionOptions()
+    with pytest.raises(OptionError, match="--start"):
+        search_options(Options(photos=(Path("a.png"),), init="given"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "wplus"], "did you mean 'w+'"),
+        (["--init", "given"], "--start"),
+        (["--landmarks", "1,2"], "expected 10"),
+        (["--start", "nowhere.npz"], "no such file"),
+    ],
+)
+def test_wrong_options_end_in_one_line(picture, words, message):
+    status, _, err = run(picture, *words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
