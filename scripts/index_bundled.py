@@ -51,7 +51,7 @@ def describe(file: Path, folder: Path) -> dict[str, Any]:
         "licence": about.get("licence", ""),
         "source": first_of(provenance, "source", "data"),
         "recipe": first_of(provenance, "recipe", "made_by", "command"),
-        "parent": first_of({**provenance, **about}, "parent", "base"),
+        "parent": first_of(provenance, "parent", "base"),
     }
     missing = [key for key in ("kind", "licence", "source", "recipe") if not entry[key]]
     if missing:

@@ -28,7 +28,9 @@ BUDGETS = {
     "identity": 4 * MB,
     "detector": 2 * MB,
 }
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPE_COMMANDS = {"recipes": "train gan", "styles": "learn"}
+MISSING_IN_RECIPES = {"recipes": {"data": "pictures", "out": "runs/test"}, "styles": {}}
 MODEL_FILES = sorted(
     file for file in zoo.BUNDLED_DIR.rglob("*") if file.suffix in (".safetensors", ".limner")
 )
@@ -78,9 +80,9 @@ def test_parents_of_bundled_models_are_bundled():
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_loads(file):
-    """So far every recipe is one of ``limner train gan``; what is missing stands on its command line."""
-    options_class = cli.load_command("train gan")[1]
-    recipe = {"data": "pictures", "out": "runs/test", **read_recipe(file)}
+    """The folder says which command a recipe is for; what is missing stands on the command line."""
+    options_class = cli.load_command(RECIPE_COMMANDS[file.parent.name])[1]
+    recipe = {**MISSING_IN_RECIPES[file.parent.name], **read_recipe(file)}
     options = from_mapping(options_class, recipe, str(file))
     assert set(recipe) <= {field.name for field in dataclasses.fields(options)}
 
