@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from limner.metrics import frechet_distance, kernel_distance, pooled_features, precision_recall
+from limner.metrics import compare_sets, pooled_features
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 
@@ -43,15 +43,8 @@ class Yardstick:
         return pooled_features(self.trunk, images)
 
     def _compare(self, fake: Tensor) -> dict[str, float]:
-        precision, recall = precision_recall(self.real, fake)
-        rng = torch.Generator().manual_seed(0)
-        kernel, _ = kernel_distance(self.real, fake, subset_size=min(1000, self.samples), rng=rng)
-        return {
-            "frechet": frechet_distance(self.real, fake),
-            "kernel": kernel,
-            "precision": precision,
-            "recall": recall,
-        }
+        figures = compare_sets(self.real, fake, rng=torch.Generator().manual_seed(0))
+        return {name: getattr(figures, name) for name in ("frechet", "kernel", "precision", "recall")}
 
     def measure(self, generator: Generator, *, seed: int = 1) -> dict[str, float]:
         """Return Fréchet and kernel distance, precision and recall of random images at psi 1, and the same floors."""
