@@ -1,7 +1,7 @@
 """Write files in the layouts of the original programs, with classes that stand in for theirs.
 
-The pickles mention the same classes and have the same structure as real ones; the stand-ins exist only while a file
-is written, under the originals' module names, which `pickle` insists on finding.
+The pickles mention the same classes and have the same structure as real ones; the stand-ins exist only while
+a file is written, under the originals' module names, which `pickle` insists on finding.
 """
 
 from __future__ import annotations
@@ -74,9 +74,17 @@ def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
     raise AssertionError("reading a file must never call this")
 
 
-def persistent_network(state: Mapping[str, Any], class_name: str, options: dict[str, Any], source: str = "") -> PersistentModule:
+def persistent_network(
+    state: Mapping[str, Any], class_name: str, options: dict[str, Any], source: str = ""
+) -> PersistentModule:
     """Return a network object that holds a flat state dict as nested modules."""
-    top: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_init_args": (), "_init_kwargs": options}
+    top: dict[str, Any] = {
+        "_parameters": {},
+        "_buffers": {},
+        "_modules": {},
+        "_init_args": (),
+        "_init_kwargs": options,
+    }
     for name, value in state.items():
         *path, leaf = name.split(".")
         place = top
@@ -88,7 +96,9 @@ def persistent_network(state: Mapping[str, Any], class_name: str, options: dict[
     return PersistentModule(class_name, top, source)
 
 
-def write_nvlabs(path: Path, networks: Mapping[str, tuple[Mapping[str, Tensor], dict[str, Any]]], source: str = "") -> None:
+def write_nvlabs(
+    path: Path, networks: Mapping[str, tuple[Mapping[str, Tensor], dict[str, Any]]], source: str = ""
+) -> None:
     """Write a pickle as stylegan2-ada-pytorch does.
 
     Args:
@@ -137,8 +147,12 @@ def tf_network(variables: Mapping[str, np.ndarray], name: str, options: dict[str
     return Network(state)
 
 
-def write_tensorflow(path: Path, weights: Mapping[str, Mapping[str, np.ndarray]], options: dict[str, Any]) -> None:
+def write_tensorflow(
+    path: Path, weights: Mapping[str, Mapping[str, np.ndarray]], options: dict[str, Any]
+) -> None:
     """Write a tuple (G, D, Gs) as the TensorFlow programs do; G stands in for a missing Gs."""
     names = {"G": weights["G"], "D": weights["D"], "Gs": weights.get("Gs", weights["G"])}
     with standing_in("dnnlib.tflib.network", Network=Network), path.open("wb") as file:
-        pickle.dump(tuple(tf_network(state, name, options) for name, state in names.items()), file, protocol=2)
+        pickle.dump(
+            tuple(tf_network(state, name, options) for name, state in names.items()), file, protocol=2
+        )

@@ -1,7 +1,8 @@
 """Weights and inputs of the parity fixtures, from their manifests alone, and the comparison of outputs.
 
-Every tensor is drawn from its own generator, seeded with the fixture's seed and the CRC of the tensor's path, so a
-manifest of a few kilobytes stands for a checkpoint of any size.  The rules are those of the fixtures' README.
+Every tensor is drawn from its own generator, seeded with the fixture's seed and the CRC of the tensor's path,
+so a manifest of a few kilobytes stands for a checkpoint of any size.  The rules are those of the fixtures'
+README.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def build(manifest: dict[str, Any], seed: int, prefix: str = "") -> dict[str, An
         elif "value" in node:
             built[key] = np.asarray(node["value"], node["dtype"]).reshape(node["shape"])
         else:
-            built[key] = draw(path, tuple(node["shape"]), node["kind"], seed).astype(node["dtype"], copy=False)
+            built[key] = draw(path, tuple(node["shape"]), node["kind"], seed).astype(
+                node["dtype"], copy=False
+            )
     return built
 
 
@@ -113,7 +116,9 @@ class Fixture:
         """Return the inputs by their short names."""
         found = {}
         for name, node in self.text.get("inputs", {}).items():
-            found[name.split("/", 1)[1]] = draw(f"input/{name}", tuple(node["shape"]), node["kind"], self.seed)
+            found[name.split("/", 1)[1]] = draw(
+                f"input/{name}", tuple(node["shape"]), node["kind"], self.seed
+            )
         return found
 
     def expected(self) -> dict[str, np.ndarray]:
@@ -141,7 +146,9 @@ def kept_rows(height: int, count: int = 8) -> list[int]:
     return [i * step + (i * 5) % step for i in ((0, 3, 4, 7, 8, 11, 12, 15) if count == 8 else range(count))]
 
 
-def views(name: str, value: np.ndarray, expected: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def views(
+    name: str, value: np.ndarray, expected: dict[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (ours, stored) for every form in which an output is stored."""
     if name in expected:
         yield value, expected[name]
@@ -165,8 +172,10 @@ def is_stored(name: str, expected: dict[str, np.ndarray]) -> bool:
     return any(f"{name}{form}" in expected for form in ("", ".box64", ".rows", ".cmean", ".cabs", ".grid"))
 
 
-def difference(name: str, value: np.ndarray, expected: dict[str, np.ndarray]) -> float:
-    """Return the largest difference relative to the stored output's standard deviation.
+def difference(
+    name: str, value: np.ndarray, expected: dict[str, np.ndarray], spread: float | None = None
+) -> float:
+    """Return the largest difference relative to the stored output's standard deviation, or to ``spread``.
 
     Raises:
         KeyError: no stored output of this name.
@@ -174,8 +183,8 @@ def difference(name: str, value: np.ndarray, expected: dict[str, np.ndarray]) ->
     worst = None
     for ours, stored in views(name, np.asarray(value, np.float32), expected):
         assert ours.shape == stored.shape, f"{name}: {ours.shape}, expected {stored.shape}"
-        spread = max(float(stored.std()), 1e-2 * float(np.abs(stored).max()), 1e-6)
-        worst = max(worst or 0.0, float(np.abs(ours - stored).max()) / spread)
+        scale = spread or max(float(stored.std()), 1e-2 * float(np.abs(stored).max()), 1e-6)
+        worst = max(worst or 0.0, float(np.abs(ours - stored).max()) / scale)
     if worst is None:
         raise KeyError(name)
     return worst

@@ -1,7 +1,7 @@
 """Model files of all programs: recognise, read, write, describe.
 
-Reading never runs anything that a file brings along: pickles are read as data (`pickle_tree`), and only arrays are
-made of it (`unpickle`).  A new format is a module with a `Format` and one line in `FORMATS`.
+Reading never runs anything that a file brings along: pickles are read as data (`pickle_tree`), and only
+arrays are made of it (`unpickle`).  A new format is a module with a `Format` and one line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from limner.checkpoints import mmgeneration, native, nvlabs, rosinality
-from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions, plain_values
+from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions
+from limner.checkpoints.mismatch import check_fit
 from limner.checkpoints.native import build_network
-from limner.checkpoints.networks import check_fit
 from limner.checkpoints.source import Source, open_source, replace_file
 from limner.checkpoints.unpickle import Foreign
-from limner.errors import CheckpointError, LimnerError, OptionError, UnknownFormatError
+from limner.errors import CheckpointError, OptionError, UnknownFormatError
+from limner.nn.stylegan2 import Discriminator, Generator
 
 __all__ = [
     "FORMATS",
@@ -33,6 +34,7 @@ __all__ = [
     "inspect",
     "load",
     "open_source",
+    "output_format",
     "replace_file",
     "save",
 ]
@@ -62,7 +64,8 @@ def load(path: PathLike, *, parts: Collection[str] = PARTS, channel_order: str =
     Args:
         path: the file.
         parts: which of `PARTS` to build; the rest is not read.
-        channel_order: ``rgb`` turns networks made for BGR images (mmgeneration) round, ``stored`` leaves them.
+        channel_order: ``rgb`` turns networks made for BGR images (mmgeneration) round, ``stored`` leaves
+            them.
 
     Returns:
         Networks in float32 on the CPU, in evaluation mode.
@@ -75,7 +78,9 @@ def load(path: PathLike, *, parts: Collection[str] = PARTS, channel_order: str =
     """
     unknown = set(parts) - set(PARTS)
     if unknown or channel_order not in ("rgb", "stored"):
-        raise OptionError(f"parts are {', '.join(PARTS)}; channel_order is rgb or stored; got {unknown or channel_order}")
+        raise OptionError(
+            f"parts are {', '.join(PARTS)}; channel_order is rgb or stored; got {unknown or channel_order}"
+        )
     source = open_source(path)
     return find_format(source).load(source, ReadOptions(parts, channel_order))
 
@@ -94,7 +99,8 @@ def find_format(source: Source) -> Format:
     guess = f"; it looks like {what}, which Limner cannot read yet" if what else ""
     top = list(source.state)[:6] if isinstance(source.state, dict) else type(source.state).__name__
     raise UnknownFormatError(
-        f"{source.path} ({source.container}, holds {top}) is none of: {', '.join(form.title for form in FORMATS)}{guess}"
+        f"{source.path} ({source.container}, holds {top}) is none of: "
+        f"{', '.join(form.title for form in FORMATS)}{guess}"
     )
 
 
@@ -111,14 +117,25 @@ def save(checkpoint: Checkpoint, path: PathLike, *, format: str | None = None, *
         CheckpointError: the format cannot hold the model, or the folder cannot be written to.
         UnknownFormatError: no format of this name or ending can be written.
     """
+    form = output_format(path, format)
+    assert form.save is not None
+    form.save(checkpoint, path, **options)
+
+
+def output_format(path: PathLike, format: str | None = None) -> Format:
+    """Return the format that a file is to be written in: the one named, else the one its ending means.
+
+    Raises:
+        UnknownFormatError: no format of this name or ending can be written.
+    """
     writers = [form for form in FORMATS if form.save is not None]
     for form in writers:
         if form.name == format or (format is None and Path(path).suffix.lower() in form.suffixes):
-            assert form.save is not None
-            form.save(checkpoint, path, **options)
-            return
+            return form
     choices = ", ".join(f"{form.name} ({' '.join(form.suffixes)})" for form in writers)
-    raise UnknownFormatError(f"cannot write {format or Path(path).suffix or path!r}; formats that can be written: {choices}")
+    raise UnknownFormatError(
+        f"cannot write {format or Path(path).suffix or path!r}; formats that can be written: {choices}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +177,19 @@ def inspect(path: PathLike) -> Inspection:
         metadata = checkpoint.metadata
         for part, network in checkpoint.parts().items():
             count = sum(value.numel() for value in network.parameters())
-            parts[part] = {**(network.config() if hasattr(network, "config") else {}), "parameters": count}  # type: ignore[operator]
+            config = network.config() if isinstance(network, (Generator, Discriminator)) else {}
+            parts[part] = {**config, "parameters": count}
     except CheckpointError as error:
         title = str(error)
     return Inspection(
-        source.path, source.path.stat().st_size, source.container, name, title, parts, metadata, list(_walk(source.state))
+        source.path,
+        source.path.stat().st_size,
+        source.container,
+        name,
+        title,
+        parts,
+        metadata,
+        list(_walk(source.state)),
     )
 
 
@@ -178,7 +203,9 @@ def _walk(value: Any, name: str = "", depth: int = 0) -> list[tuple[str, tuple[i
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
         # (name, array) pairs are how TensorFlow's networks list their variables.
-        pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) for item in value)
+        pairs = all(
+            isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) for item in value
+        )
         items = [tuple(item) for item in value] if pairs else [(str(i), item) for i, item in enumerate(value)]
     elif isinstance(value, Foreign):
         items = [("", item) for item in (*value.args, value.state)]

@@ -1,9 +1,9 @@
 """How every format calls every tensor of a StyleGAN2, in tables, and what that says about the architecture.
 
-A row names one tensor in four programs: Limner, rosinality's, NVIDIA's PyTorch and NVIDIA's TensorFlow code, each
-with the operation that leads to Limner's layout.  mmgeneration's names are rosinality's after a few replacements.
-All values are the same up to reshaping, except that TensorFlow keeps kernels as (k, k, in, out), mirrors those of
-the up-sampling layers and leaves the 1 out of modulation biases.
+A row names one tensor in four programs: Limner, rosinality's, NVIDIA's PyTorch and NVIDIA's TensorFlow code,
+each with the operation that leads to Limner's layout.  mmgeneration's names are rosinality's after a few
+replacements. All values are the same up to reshaping, except that TensorFlow keeps kernels as (k, k, in,
+out), mirrors those of the up-sampling layers and leaves the 1 out of modulation biases.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ DENSE = Operation(lambda x: x.permute(1, 0), lambda x: x.permute(1, 0))  # (in, 
 KERNEL = Operation(lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0))  # (k, k, in, out)
 MIRRORED = Operation(lambda x: x.permute(3, 2, 0, 1).flip(2, 3), lambda x: x.flip(2, 3).permute(2, 3, 1, 0))
 PLUS_ONE = Operation(lambda x: x + 1, lambda x: x - 1)
-NDIM = {"LEAD2": 4}
 
 Name = tuple[str, Operation]
 
@@ -55,7 +54,7 @@ def _row(limner: str, rosinality: str, nvlabs: str, tensorflow: str, *operations
     return Row(limner, (rosinality, first), (nvlabs, SAME), (tensorflow, third))
 
 
-# What follows a layer's own name.  `{}` is that name; rosinality and TensorFlow number the noise maps separately.
+# What follows a layer's own name, `{}`.  rosinality and TensorFlow number the noise maps separately.
 MODULATION = (
     ("{}.affine.weight", "{}.conv.modulation.weight", "{}.affine.weight", "{}/mod_weight", SAME, DENSE),
     ("{}.affine.bias", "{}.conv.modulation.bias", "{}.affine.bias", "{}/mod_bias", SAME, PLUS_ONE),
@@ -70,7 +69,6 @@ TO_RGB = (
     ("{}.weight", "{}.conv.weight", "{}.weight", "{}/weight", LEAD, KERNEL),
     ("{}.bias", "{}.bias", "{}.bias", "{}/bias", COLOUR, SAME),
 )
-ACTIVATED = (("{}.weight", "{}.{}.weight", "{}.weight", "{}/weight"), ("{}.bias", "{}.{}.bias", "{}.bias", "{}/bias"))
 
 
 def _sizes(resolution: int) -> Iterator[tuple[int, int]]:
@@ -94,7 +92,9 @@ def _embed_rows() -> Iterator[Row]:
 
 def _expand(part: tuple, names: tuple[str, str, str, str]) -> Iterator[Row]:
     for *templates, first, third in part:
-        yield _row(*(template.format(name) for template, name in zip(templates, names, strict=True)), first, third)
+        yield _row(
+            *(template.format(name) for template, name in zip(templates, names, strict=True)), first, third
+        )
 
 
 def _synthesis_layer(i: int, size: int) -> Iterator[Row]:
@@ -102,16 +102,29 @@ def _synthesis_layer(i: int, size: int) -> Iterator[Row]:
     tf = "G_synthesis/4x4/Conv" if i == 0 else f"G_synthesis/{size}x{size}/{'Conv0_up' if up else 'Conv1'}"
     ros, nv = ("conv1" if i == 0 else f"convs.{i - 1}"), f"synthesis.b{size}.conv{0 if up else 1}"
     limner = f"synthesis.layers.{i}"
-    yield _row(f"{limner}.weight", f"{ros}.conv.weight", f"{nv}.weight", f"{tf}/weight", LEAD, MIRRORED if up else KERNEL)
+    yield _row(
+        f"{limner}.weight",
+        f"{ros}.conv.weight",
+        f"{nv}.weight",
+        f"{tf}/weight",
+        LEAD,
+        MIRRORED if up else KERNEL,
+    )
     yield from _expand(CONVOLUTION, (limner, ros, nv, tf))
-    yield _row(f"{limner}.noise", f"noises.noise_{i}", f"{nv}.noise_const", f"G_synthesis/noise{i}", LEAD2, LEAD2)
+    yield _row(
+        f"{limner}.noise", f"noises.noise_{i}", f"{nv}.noise_const", f"G_synthesis/noise{i}", LEAD2, LEAD2
+    )
 
 
 @functools.cache
 def generator_rows(resolution: int, depth: int, conditional: bool = False) -> tuple[Row, ...]:
     """Return the rows of a generator: mapping network, synthesis network, mean of w."""
     rows = [*_mapping_rows(depth), *(_embed_rows() if conditional else ())]
-    rows.append(_row("synthesis.const", "input.input", "synthesis.b4.const", "G_synthesis/4x4/Const/const", LEAD, LEAD))
+    rows.append(
+        _row(
+            "synthesis.const", "input.input", "synthesis.b4.const", "G_synthesis/4x4/Const/const", LEAD, LEAD
+        )
+    )
     for j, size in _sizes(resolution):
         for i in (0,) if j == 0 else (2 * j - 1, 2 * j):
             rows += _synthesis_layer(i, size)
@@ -131,7 +144,16 @@ def generator_rows(resolution: int, depth: int, conditional: bool = False) -> tu
 def discriminator_rows(resolution: int, depth: int = 0) -> tuple[Row, ...]:
     """Return the rows of a discriminator; ``depth`` is that of its label network, 0 without classes."""
     sizes = [size for _, size in _sizes(resolution)][::-1]
-    layers = [("from_rgb", "convs.0.{}", (0, 1), f"b{resolution}.fromrgb", f"{resolution}x{resolution}/FromRGB", KERNEL)]
+    layers = [
+        (
+            "from_rgb",
+            "convs.0.{}",
+            (0, 1),
+            f"b{resolution}.fromrgb",
+            f"{resolution}x{resolution}/FromRGB",
+            KERNEL,
+        )
+    ]
     rows = []
     for k, size in enumerate(sizes[:-1]):
         ours, nv, tf, ros = f"blocks.{k}", f"b{size}", f"{size}x{size}", f"convs.{k + 1}"
@@ -139,14 +161,32 @@ def discriminator_rows(resolution: int, depth: int = 0) -> tuple[Row, ...]:
             (f"{ours}.conv0", ros + ".conv1.{}", (0, 1), f"{nv}.conv0", f"{tf}/Conv0", KERNEL),
             (f"{ours}.conv1", ros + ".conv2.{}", (1, 2), f"{nv}.conv1", f"{tf}/Conv1_down", KERNEL),
         ]
-        rows.append(_row(f"{ours}.skip.weight", f"{ros}.skip.1.weight", f"{nv}.skip.weight", f"{tf}/Skip/weight", SAME, KERNEL))
+        rows.append(
+            _row(
+                f"{ours}.skip.weight",
+                f"{ros}.skip.1.weight",
+                f"{nv}.skip.weight",
+                f"{tf}/Skip/weight",
+                SAME,
+                KERNEL,
+            )
+        )
     layers += [
         ("conv", "final_conv.{}", (0, 1), "b4.conv", "4x4/Conv", KERNEL),
         ("fc", "final_linear.{}", (0, 0), "b4.fc", "4x4/Dense0", DENSE),
         ("out", "final_linear.{}", (1, 1), "b4.out", "Output", DENSE),
     ]
     for ours, ros, (weight, bias), nv, tf, operation in layers:
-        rows.append(_row(f"{ours}.weight", f"{ros.format(weight)}.weight", f"{nv}.weight", f"{tf}/weight", SAME, operation))
+        rows.append(
+            _row(
+                f"{ours}.weight",
+                f"{ros.format(weight)}.weight",
+                f"{nv}.weight",
+                f"{tf}/weight",
+                SAME,
+                operation,
+            )
+        )
         rows.append(_row(f"{ours}.bias", f"{ros.format(bias)}.bias", f"{nv}.bias", f"{tf}/bias"))
     if depth:
         rows += [Row(row.limner, None, row.nvlabs, None) for row in (*_mapping_rows(depth), *_embed_rows())]
@@ -154,7 +194,10 @@ def discriminator_rows(resolution: int, depth: int = 0) -> tuple[Row, ...]:
 
 
 # Constant FIR kernels that rosinality's programs save along: name pattern -> sum of the kernel.
-GENERATOR_KERNELS = ((re.compile(r"convs\.\d+\.conv\.blur\.kernel"), 4.0), (re.compile(r"to_rgbs\.\d+\.upsample\.kernel"), 4.0))
+GENERATOR_KERNELS = (
+    (re.compile(r"convs\.\d+\.conv\.blur\.kernel"), 4.0),
+    (re.compile(r"to_rgbs\.\d+\.upsample\.kernel"), 4.0),
+)
 DISCRIMINATOR_KERNELS = ((re.compile(r"convs\.\d+\.(conv2|skip)\.0\.kernel"), 1.0),)
 NVLABS_KERNELS = ((re.compile(r"(.*\.)?resample_filter"), 1.0),)
 
@@ -168,7 +211,9 @@ def fir_constant(total: float) -> Tensor:
 def rosinality_generator_kernels(resolution: int) -> dict[str, Tensor]:
     """Return the constant kernels that rosinality's generator has among its tensors."""
     stages = range(resolution.bit_length() - 3)
-    names = [f"convs.{2 * j}.conv.blur.kernel" for j in stages] + [f"to_rgbs.{j}.upsample.kernel" for j in stages]
+    names = [f"convs.{2 * j}.conv.blur.kernel" for j in stages] + [
+        f"to_rgbs.{j}.upsample.kernel" for j in stages
+    ]
     return {name: fir_constant(4.0) for name in names}
 
 

@@ -1,10 +1,11 @@
 """mmgeneration's StyleGAN2 ``.pth``: rosinality's networks under other names, trained on BGR images.
 
-File: ``meta``, ``state_dict`` (``generator.``, ``discriminator.``, ``generator_ema.``), perhaps ``optimizer``.
+File: ``meta``, ``state_dict`` (``generator.``, ``discriminator.``, ``generator_ema.``), perhaps
+``optimizer``.
 
-Differs: Limner's networks make and judge RGB images, so the colour axis of every toRGB weight and bias and of the
-discriminator's first weight is reversed while reading.  ``channel_order="stored"`` leaves it as it is: for files
-made by other means that are known to hold RGB networks.
+Differs: Limner's networks make and judge RGB images, so the colour axis of every toRGB weight and bias and of
+the discriminator's first weight is reversed while reading.  ``channel_order="stored"`` leaves it as it is:
+for files made by other means that are known to hold RGB networks.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
         tensors = {f"generator_ema.{name}": value for name, value in tensors.items()}
     found: dict[str, Any] = {}
     for prefix, section, patterns in PREFIXES:
-        part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        part = {
+            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+        }
         part = strip_module({name: value for name, value in part.items() if name not in COUNTERS})
         if part:
             found[section] = {rename(name, patterns): value for name, value in part.items()}
@@ -62,7 +65,9 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     if options.channel_order == "rgb":
         for network in checkpoint.parts().values():
             reverse_colours(network)
-    checkpoint.metadata["channel_order"] = "rgb, reversed while reading" if options.channel_order == "rgb" else "stored"
+    checkpoint.metadata["channel_order"] = (
+        "rgb, reversed while reading" if options.channel_order == "rgb" else "stored"
+    )
     if isinstance(source.state, Mapping) and isinstance(source.state.get("meta"), Mapping):
         checkpoint.metadata["training"] = plain_values(source.state["meta"])
     return checkpoint

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions, plain_values
-from limner.checkpoints.networks import Skeleton, check_fit
+from limner.checkpoints.mismatch import check_fit
+from limner.checkpoints.networks import Skeleton, adopt
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -21,7 +22,11 @@ from limner.nn.stylegan2 import Discriminator, Generator
 VERSION = 1
 ENTRY = "limner"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-BUILDERS: dict[str, Any] = {"generator": Generator, "discriminator": Discriminator, "raw_generator": Generator}
+BUILDERS: dict[str, Any] = {
+    "generator": Generator,
+    "discriminator": Discriminator,
+    "raw_generator": Generator,
+}
 """Part -> class whose keyword arguments stand in the header."""
 
 
@@ -41,9 +46,13 @@ def read_header(source: Source) -> dict[str, Any]:
         header = json.loads(source.metadata[ENTRY])
         version, kind = int(header["version"]), header["kind"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source.path}: the header is broken ({error!r}); fetch the file again") from None
+        raise CheckpointError(
+            f"{source.path}: the header is broken ({error!r}); fetch the file again"
+        ) from None
     if version > VERSION:
-        raise UnknownFormatError(f"{source.path} has version {version}, this Limner reads up to {VERSION}; update Limner")
+        raise UnknownFormatError(
+            f"{source.path} has version {version}, this Limner reads up to {VERSION}; update Limner"
+        )
     if kind != "model":
         raise UnknownFormatError(f"{source.path} is a {kind}, expected a model")
     return header
@@ -62,7 +71,9 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
         parts.setdefault(part, {})[rest] = value
     unknown = [part for part in parts if part not in BUILDERS or part not in header]
     if unknown:
-        raise KeyMismatchError(f"{source.path} holds parts that its header does not describe: {', '.join(unknown)}")
+        raise KeyMismatchError(
+            f"{source.path} holds parts that its header does not describe: {', '.join(unknown)}"
+        )
     checkpoint = Checkpoint("limner", metadata=dict(header.get("metadata") or {}))
     for key in ("provenance", "licence"):
         if key in header:
@@ -86,8 +97,8 @@ def build_network(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor],
     except (TypeError, ValueError, RuntimeError, LimnerError) as error:
         raise KeyMismatchError(f"{what}: its header describes no network ({error})") from None
     check_fit(network, tensors, what=what)
-    network.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, assign=True)
-    return network.eval()
+    adopt(network, {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, what=what)
+    return network
 
 
 def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> None:
@@ -96,8 +107,8 @@ def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> N
     Args:
         checkpoint: the model.
         path: where to.
-        dtype: ``float32``, or ``float16`` for half the size: matrices, kernels and maps lose precision (relative
-            error 5e-4), vectors and scalars do not.
+        dtype: ``float32``, or ``float16`` for half the size: matrices, kernels and maps lose precision
+            (relative error 5e-4), vectors and scalars do not.
 
     Raises:
         CheckpointError: no networks, unknown dtype, values too large for float16, no permission.
@@ -108,12 +119,16 @@ def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> N
     tensors: dict[str, Tensor] = {}
     for part, network in checkpoint.parts().items():
         if part not in BUILDERS:
-            raise CheckpointError(f"the {part} ({type(network).__name__}) cannot be written to a native file yet")
+            raise CheckpointError(
+                f"the {part} ({type(network).__name__}) cannot be written to a native file yet"
+            )
         header[part] = network.config()
         for name, value in network.state_dict().items():
             tensors[f"{part}.{name}"] = _stored(value, DTYPES[dtype], f"{part}.{name}")
     if not tensors:
-        raise CheckpointError(f"there is nothing to write to {path}: the checkpoint has none of {', '.join(PARTS)}")
+        raise CheckpointError(
+            f"there is nothing to write to {path}: the checkpoint has none of {', '.join(PARTS)}"
+        )
     metadata = dict(checkpoint.metadata)
     header["provenance"] = plain_values(metadata.pop("provenance", {"format": checkpoint.format}))
     header["licence"] = str(metadata.pop("licence", "unknown"))

@@ -1,8 +1,9 @@
-"""Build networks from named tensors: infer the architecture, compare every name and shape, explain what differs."""
+"""Build networks from named tensors: infer the architecture, compare every name and shape."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -22,17 +23,18 @@ from limner.checkpoints.keymaps import (
     generator_rows,
     layout,
 )
+from limner.checkpoints.mismatch import Shape, mismatch_message, some
 from limner.errors import KeyMismatchError
 from limner.nn.stylegan2 import Discriminator, Generator, default_channels
 
-Shape = tuple[int, ...]
+logger = logging.getLogger(__name__)
+
 Kernels = Sequence[tuple[re.Pattern[str], float]]
 Network = TypeVar("Network", bound=nn.Module)
 
 W_AVG_COUNT = 4096
 W_AVG_SEED = 0
 NOISE_SEED = 0
-SHOWN = 4
 
 
 class Skeleton(TorchFunctionMode):
@@ -76,7 +78,11 @@ def as_tensor(value: Any) -> Tensor | None:
 
 
 def translate(
-    state: Mapping[str, Any], rows: tuple[Row, ...], column: str, kernels: Kernels = (), ignored: Sequence[str] = ()
+    state: Mapping[str, Any],
+    rows: tuple[Row, ...],
+    column: str,
+    kernels: Kernels = (),
+    ignored: Sequence[str] = (),
 ) -> Found:
     """Bring a state dict to Limner's names and layout.
 
@@ -119,7 +125,9 @@ def _change(value: Tensor, operation: Operation) -> Tensor | None:
 def _is_kernel(name: str, value: Tensor, kernels: Kernels) -> bool:
     for pattern, total in kernels:
         if pattern.fullmatch(name):
-            return value.shape == (4, 4) and torch.allclose(value.float(), fir_constant(total), atol=1e-3 * total)
+            return value.shape == (4, 4) and torch.allclose(
+                value.float(), fir_constant(total), atol=1e-3 * total
+            )
     return False
 
 
@@ -294,99 +302,25 @@ def fill_network(network: nn.Module, found: Found, rows: tuple[Row, ...], column
     }
     for name, value in found.values.items():
         if name in shapes and tuple(value.shape) != shapes[name]:
-            misshapen[foreign(name)] = (foreign_shape(name, tuple(value.shape)), foreign_shape(name, shapes[name]))
-    missing = {foreign(name): name for name in shapes if name not in found.values and name not in found.misshapen}
+            misshapen[foreign(name)] = (
+                foreign_shape(name, tuple(value.shape)),
+                foreign_shape(name, shapes[name]),
+            )
+    missing = {
+        foreign(name): name for name in shapes if name not in found.values and name not in found.misshapen
+    }
     unknown = [*found.unknown, *(foreign(name) for name in found.values if name not in shapes)]
     if missing or unknown or misshapen:
         raise KeyMismatchError(mismatch_message(what, missing, unknown, misshapen))
     # Views of the mapped file become tensors of our own.
     own = {name: value.to(torch.float32, copy=True).contiguous() for name, value in found.values.items()}
-    network.load_state_dict(own, assign=True)
+    adopt(network, own, what=what)
+
+
+def adopt(network: nn.Module, tensors: dict[str, Tensor], *, what: str) -> None:
+    """Make tensors that fit the network's own; warn of infinite and undefined numbers."""
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        logger.warning("%s holds infinite or undefined numbers (%s)", what, some(broken))
+    network.load_state_dict(tensors, assign=True)
     network.eval()
-
-
-def mismatch_message(
-    what: str,
-    missing: Mapping[str, str],
-    unknown: Sequence[str],
-    misshapen: Mapping[str, tuple[Shape, Shape | None]],
-) -> str:
-    """Say which names are missing, which are unknown, which have another shape, and what probably happened.
-
-    Args:
-        what: the network and where it came from.
-        missing: name -> Limner's name.
-        unknown: names.
-        misshapen: name -> (shape found, shape expected).
-    """
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} tensors are missing ({_some(missing)})")
-    if unknown:
-        parts.append(f"{len(unknown)} are unknown ({_some(unknown)})")
-    if misshapen:
-        shown = [f"{name}: found {found}, expected {wanted}" for name, (found, wanted) in misshapen.items()]
-        parts.append(f"{len(misshapen)} have another shape ({_some(shown, '; ')})")
-    cause = _likely_cause(missing, unknown, misshapen)
-    return f"{what} does not fit: {', '.join(parts)}" + (f". Likely cause: {cause}" if cause else "")
-
-
-def _some(names: Any, separator: str = ", ") -> str:
-    names = [str(name) for name in names]
-    more = f"{separator}and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
-
-
-UNKNOWN_CAUSES = (
-    (r"res\.\d+\..*|generator\..*|style\.\d+\..*generator.*", "this is a DualStyleGAN file"),
-    (r"encoder\..*|decoder\..*", "this is an encoder file (pSp, e4e, ReStyle)"),
-    (r".*(blur|upsample|skip\.0|conv2\.0)\.?kernel|.*resample_filter", "the network uses another FIR filter than [1, 3, 3, 1]"),
-    (r"synthesis\.L\d+_.*", "this is a StyleGAN3 (alias-free) generator"),
-    (r".*ToRGB_lod\d.*|.*StyleMod.*|g_(mapping|synthesis)\..*", "this is a StyleGAN1 generator"),
-    (r".*/Skip/.*|.*\.skip\..*", "the generator has residual blocks (architecture 'resnet'); only 'skip' is supported"),
-    (r".*LabelConcat.*|.*embed.*", "the model is class-conditional in a way that is not supported"),
-    (r"mapping\.layers\.\d+\..*|style\.\d+\..*|mapping\.fc\d+\..*", "the mapping networks differ in depth (2 or 8 layers)"),
-)
-
-
-def _likely_cause(
-    missing: Mapping[str, str], unknown: Sequence[str], misshapen: Mapping[str, tuple[Shape, Shape | None]]
-) -> str:
-    for pattern, cause in UNKNOWN_CAUSES:
-        if any(re.fullmatch(pattern, name) for name in unknown):
-            return cause
-    ratios = {
-        round(wanted[axis] / found[axis], 3)
-        for found, wanted in misshapen.values()
-        if wanted and len(found) == len(wanted)
-        for axis in range(len(found))
-        if found[axis] and found[axis] != wanted[axis]
-    }
-    if ratios and ratios <= {0.5, 2.0}:
-        return "the channel counts differ by a factor of 2: channel multiplier 1 (config E, `auto`, `paper256`) against 2"
-    ours = list(missing.values())
-    if ours and all(name.startswith("mapping.") for name in ours):
-        return "the mapping networks differ in depth: models of stylegan2-ada's `auto` configuration have 2 layers, others 8"
-    if any(name.startswith("synthesis.to_rgb.") for name in ours):
-        return "the generator has a single toRGB layer (architecture 'orig' or 'resnet') or the file is incomplete"
-    if any(".skip." in name for name in ours):
-        return "the discriminator has no residual blocks (architecture 'orig' or 'skip'); only 'resnet' is supported"
-    return "the file is incomplete or was changed" if missing else ""
-
-
-def check_fit(network: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Compare tensors under Limner's own names with a network.
-
-    Raises:
-        KeyMismatchError: names or shapes differ; the message names them and the likely cause.
-    """
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    missing = {name: name for name in shapes if name not in tensors}
-    unknown = [name for name in tensors if name not in shapes]
-    misshapen = {
-        name: (tuple(value.shape), shapes[name])
-        for name, value in tensors.items()
-        if name in shapes and tuple(value.shape) != shapes[name]
-    }
-    if missing or unknown or misshapen:
-        raise KeyMismatchError(mismatch_message(what, missing, unknown, misshapen))

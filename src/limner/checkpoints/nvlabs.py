@@ -1,8 +1,8 @@
 """NVIDIA's pickles of StyleGAN2: stylegan2-ada-pytorch, the stylegan3 repository, the TensorFlow programs.
 
-PyTorch: a dict ``G, D, G_ema, training_set_kwargs, augment_pipe`` whose networks are objects that carry their own
-source text (never read here).  TensorFlow: a tuple ``(G, D, Gs)``.  Either way the networks arrive as inert records
-and only their arrays and a few numbers are used.
+PyTorch: a dict ``G, D, G_ema, training_set_kwargs, augment_pipe`` whose networks are objects that carry their
+own source text (never read here).  TensorFlow: a tuple ``(G, D, Gs)``.  Either way the networks arrive as
+inert records and only their arrays and a few numbers are used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def _option(attributes: Mapping[str, Any], name: str, default: Any) -> Any:
     if values:
         return values[0]
     given = attributes.get("_init_kwargs") or {}
-    for options in (given, *(given.get(key) or {} for key in ("synthesis_kwargs", "block_kwargs", "epilogue_kwargs"))):
+    for options in (
+        given,
+        *(given.get(key) or {} for key in ("synthesis_kwargs", "block_kwargs", "epilogue_kwargs")),
+    ):
         if name in options:
             return options[name]
     return default
@@ -109,7 +112,9 @@ def load_pytorch(source: Source, options: ReadOptions) -> Checkpoint:
             if part == "generator":
                 checkpoint.metadata |= notes
     if "D" in networks and options.wants("discriminator"):
-        checkpoint.discriminator = _pytorch_discriminator(networks["D"], f"the discriminator `D` of {source.path}")
+        checkpoint.discriminator = _pytorch_discriminator(
+            networks["D"], f"the discriminator `D` of {source.path}"
+        )
     if isinstance(source.state, Mapping) and source.state.get("training_set_kwargs"):
         checkpoint.metadata["training"] = plain_values(source.state["training_set_kwargs"])
     return checkpoint
@@ -119,7 +124,9 @@ def _pytorch_generator(attributes: dict[str, Any], what: str) -> Any:
     _require_architecture(_attribute(attributes, "architecture"), "skip", what)
     state = module_state(attributes)
     if any(name.startswith("synthesis.L0_") for name in state):
-        raise KeyMismatchError(f"{what} is a StyleGAN3 (alias-free) generator; Limner reads its StyleGAN2 networks only")
+        raise KeyMismatchError(
+            f"{what} is a StyleGAN3 (alias-free) generator; Limner reads its StyleGAN2 networks only"
+        )
     mapping = (attributes.get("_init_kwargs") or {}).get("mapping_kwargs") or {}
     return build_generator(
         state,
@@ -132,7 +139,12 @@ def _pytorch_generator(attributes: dict[str, Any], what: str) -> Any:
 
 
 def _pytorch_discriminator(attributes: dict[str, Any], what: str) -> Any:
-    blocks = [value for name, child in _children(attributes) if name != "b4" for value in _attribute(child, "architecture")]
+    blocks = [
+        value
+        for name, child in _children(attributes)
+        if name != "b4"
+        for value in _attribute(child, "architecture")
+    ]
     _require_architecture(blocks, "resnet", what)
     given = attributes.get("_init_kwargs") or {}
     mapping, epilogue = given.get("mapping_kwargs") or {}, given.get("epilogue_kwargs") or {}
@@ -221,9 +233,9 @@ def load_tensorflow(source: Source, options: ReadOptions) -> Checkpoint:
         given = networks["D"].get("static_kwargs") or {}
         what = f"the discriminator `D` of {source.path}"
         _require_architecture([given.get("architecture", "resnet")], "resnet", what)
+        group = int(given.get("mbstd_group_size", 4) or WHOLE_BATCH)
         checkpoint.discriminator = build_discriminator(
-            tf_variables(networks["D"]), "tensorflow", what=what, std_group=int(given.get("mbstd_group_size") or WHOLE_BATCH)
-            if "mbstd_group_size" in given else 4
+            tf_variables(networks["D"]), "tensorflow", what=what, std_group=group
         )
     checkpoint.metadata["training"] = plain_values(networks[next(iter(networks))].get("static_kwargs"))
     return checkpoint
@@ -244,5 +256,9 @@ def _tf_generator(network: dict[str, Any], what: str) -> Any:
     )
 
 
-FORMAT = Format("nvlabs", "NVIDIA's PyTorch pickle (stylegan2-ada-pytorch, stylegan3)", detect_pytorch, load_pytorch)
-TF_FORMAT = Format("nvlabs-tf", "NVIDIA's TensorFlow pickle (StyleGAN2 config E, F)", detect_tensorflow, load_tensorflow)
+FORMAT = Format(
+    "nvlabs", "NVIDIA's PyTorch pickle (stylegan2-ada-pytorch, stylegan3)", detect_pytorch, load_pytorch
+)
+TF_FORMAT = Format(
+    "nvlabs-tf", "NVIDIA's TensorFlow pickle (StyleGAN2 config E, F)", detect_tensorflow, load_tensorflow
+)

@@ -1,9 +1,9 @@
 """Read a pickle as a tree of plain data and call records; nothing is imported and nothing is called.
 
-A pickle is a program for a small stack machine.  The machine here has no instruction that runs anything: where the
-original would call a function it notes down a `Call`.  Every name that the program mentions is checked against an
-allow-list as soon as it is read, so a refused pickle has had no effect at all.  `unpickle` turns the tree into
-arrays afterwards.
+A pickle is a program for a small stack machine.  The machine here has no instruction that runs anything:
+where the original would call a function it notes down a `Call`.  Every name that the program mentions is
+checked against an allow-list as soon as it is read, so a refused pickle has had no effect at all.  `unpickle`
+turns the tree into arrays afterwards.
 
 Source: the opcode list of the standard library's ``pickletools``, which also decodes the arguments.
 """
@@ -58,8 +58,28 @@ Allow = Callable[[Symbol], bool]
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8".split()
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+    ]
 )
 _SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NEW_CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
@@ -80,14 +100,15 @@ def read_tree(stream: ByteStream, allow: Allow) -> Any:
     machine = _Machine(allow)
     position = 0
     try:
-        for opcode, argument, where in pickletools.genops(stream):
+        for opcode, argument, where in pickletools.genops(stream):  # type: ignore[arg-type]
             position = where or 0
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
     except _BROKEN as error:
         raise CheckpointError(
-            f"the pickle is cut off or broken near byte {position} ({' '.join(str(error).split())}); fetch the file again"
+            f"the pickle is cut off or broken near byte {position} ({' '.join(str(error).split())}); "
+            "fetch the file again"
         ) from None
     raise CheckpointError("the pickle has no end; fetch the file again")
 
@@ -145,7 +166,9 @@ class _Machine:
         else:
             handler = _HANDLERS.get(name)
             if handler is None:
-                raise UnsafePickleError(f"the pickle uses {name}, which model files have no need for; nothing was run")
+                raise UnsafePickleError(
+                    f"the pickle uses {name}, which model files have no need for; nothing was run"
+                )
             handler(self, argument)
 
     # Memory and marks
@@ -237,7 +260,8 @@ class _Machine:
         symbol = Symbol(module, name)
         if not self._allow(symbol):
             raise UnsafePickleError(
-                f"the pickle asks for {symbol}, which is not among the classes of model files; nothing of it was run"
+                f"the pickle asks for {symbol}, which is not among the classes of model files; "
+                "nothing of it was run"
             )
         self._stack.append(symbol)
 
@@ -277,7 +301,9 @@ class _Machine:
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if not isinstance(target, Call):
-            raise UnsafePickleError(f"the pickle sets the state of a {type(target).__name__}; nothing was run")
+            raise UnsafePickleError(
+                f"the pickle sets the state of a {type(target).__name__}; nothing was run"
+            )
         target.state = state
 
     def _persistent_text(self, argument: Any) -> None:

@@ -1,7 +1,7 @@
 """rosinality's StyleGAN2 ``.pt``: training files, converted files, JoJoGAN's, bare state dicts.
 
-Training file: ``g, d, g_ema, g_optim, d_optim, args, ada_aug_p``; converted file: ``g_ema, latent_avg`` and perhaps
-``g, d``; a JoJoGAN style: ``g`` alone.  What is written is a converted file.
+Training file: ``g, d, g_ema, g_optim, d_optim, args, ada_aug_p``; converted file: ``g_ema, latent_avg`` and
+perhaps ``g, d``; a JoJoGAN style: ``g`` alone.  What is written is a converted file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from limner.checkpoints.keymaps import (
     rosinality_discriminator_kernels,
     rosinality_generator_kernels,
 )
-from limner.checkpoints.networks import as_tensor, build_discriminator, build_generator, set_mean_w
+from limner.checkpoints.networks import as_tensor, build_discriminator, build_generator
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -71,9 +71,15 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     return load_sections(found, source, options, format_name="rosinality")
 
 
-def load_sections(found: dict[str, Any], source: Source, options: ReadOptions, *, format_name: str) -> Checkpoint:
+def load_sections(
+    found: dict[str, Any], source: Source, options: ReadOptions, *, format_name: str
+) -> Checkpoint:
     """Build a checkpoint from ``g_ema``, ``g``, ``d``, ``latent_avg``."""
-    names = {name for name, mark in (("g_ema", 1), ("g", 1), ("d", 1)) if isinstance(found.get(name), Mapping) and mark}
+    names = {
+        name
+        for name, mark in (("g_ema", 1), ("g", 1), ("d", 1))
+        if isinstance(found.get(name), Mapping) and mark
+    }
     main = "g_ema" if "g_ema" in names else "g"
     raw = "g" if {"g", "g_ema"} <= names else None
     latent_avg = as_tensor(found.get("latent_avg"))
@@ -102,7 +108,8 @@ def load_sections(found: dict[str, Any], source: Source, options: ReadOptions, *
 def _set_latent_avg(generator: Generator, latent_avg: Tensor, source: Source) -> str:
     if latent_avg.numel() != generator.w_dim:
         raise KeyMismatchError(
-            f"`latent_avg` of {source.path} has shape {tuple(latent_avg.shape)}, expected ({generator.w_dim},)"
+            f"`latent_avg` of {source.path} has shape {tuple(latent_avg.shape)}, "
+            f"expected ({generator.w_dim},)"
         )
     generator.w_avg.copy_(latent_avg.reshape(-1).float())
     return "stored"
@@ -137,7 +144,8 @@ def save(checkpoint: Checkpoint, path: PathLike) -> None:
     A warning says where the original programs cannot load the file as it is.
 
     Raises:
-        CheckpointError: no generator, a class-conditional one (the layout has no place for labels), no permission.
+        CheckpointError: no generator, a class-conditional one (the layout has no place for labels), no
+            permission.
     """
     if checkpoint.generator is None and checkpoint.discriminator is None:
         raise CheckpointError(f"there is nothing to write to {path}: no generator and no discriminator")
@@ -167,7 +175,9 @@ def original_channels(resolution: int, multiplier: int) -> dict[int, int]:
 def _remarks(config: dict[str, Any], part: str) -> list[str]:
     """Say what the original programs need to be told, or cannot do."""
     if config["label_dim"]:
-        raise CheckpointError(f"the {part} is class-conditional; rosinality's layout has no place for class labels")
+        raise CheckpointError(
+            f"the {part} is class-conditional; rosinality's layout has no place for class labels"
+        )
     resolution, found = config["resolution"], config["channels"]
     remarks = []
     fits = [m for m in (1, 2) if original_channels(resolution, m) == found and resolution <= 1024]
@@ -181,18 +191,27 @@ def _remarks(config: dict[str, Any], part: str) -> list[str]:
     if config["rgb_channels"] != 3:
         remarks.append(f"the original programs expect 3 colours, the {part} has {config['rgb_channels']}")
     if part == "generator" and config["z_dim"] != config["w_dim"]:
-        remarks.append(f"the original programs expect z and w of one width, here {config['z_dim']} and {config['w_dim']}")
+        remarks.append(
+            f"the original programs expect z and w of one width, here {config['z_dim']} and {config['w_dim']}"
+        )
     if part == "generator" and config["w_dim"] != 512:
         remarks.append(f"the original programs need style_dim={config['w_dim']}")
     if part == "generator" and config["mapping_depth"] != 8:
         remarks.append(f"the original programs need n_mlp={config['mapping_depth']}")
     if part == "discriminator" and (config["std_group"], config["std_channels"]) != (4, 1):
-        remarks.append("the original discriminator takes its statistics over groups of 4 images and 1 channel")
+        remarks.append(
+            "the original discriminator takes its statistics over groups of 4 images and 1 channel"
+        )
     if config["activation_clamp"] is not None:
         remarks.append(f"the layout has no place for the activation clamp of {config['activation_clamp']:g}")
     return remarks
 
 
 FORMAT = Format(
-    "rosinality", "rosinality's StyleGAN2 .pt (training, converted, JoJoGAN)", detect, load, save, (".pt", ".pth")
+    "rosinality",
+    "rosinality's StyleGAN2 .pt (training, converted, JoJoGAN)",
+    detect,
+    load,
+    save,
+    (".pt", ".pth"),
 )

@@ -108,7 +108,8 @@ def _open_container(path: Path, head: bytes) -> Source:
         with contextlib.suppress(_PlainlyBroken):
             return _open_old_pickle(path)
     raise UnknownFormatError(
-        f"{path} begins with {head[:8]!r}, expected a zip archive or stream of torch.save, a pickle or safetensors"
+        f"{path} begins with {head[:8]!r}, "
+        "expected a zip archive or stream of torch.save, a pickle or safetensors"
     )
 
 
@@ -140,7 +141,9 @@ def _open_safetensors(path: Path) -> Source:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return Source(path, "safetensors", tensors, dict(file.metadata() or {}))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"the safetensors file is cut off or damaged ({error}); fetch it again") from None
+        raise CheckpointError(
+            f"the safetensors file is cut off or damaged ({error}); fetch it again"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The two containers of ``torch.save``: a zip archive, and the older stream of pickles followed by raw storages.
+"""The two containers of ``torch.save``: a zip archive, and the older stream of pickles and raw storages.
 
 Storages are views of the mapped file: what is not used is never read.
 """
@@ -33,14 +33,18 @@ def storage_dtype(symbol: Any) -> torch.dtype | None:
     if name in ("UntypedStorage", "TypedStorage"):
         return None
     if name not in STORAGE_DTYPES:
-        raise CheckpointError(f"a storage has the class {symbol}, expected one of {', '.join(STORAGE_DTYPES)}")
+        raise CheckpointError(
+            f"a storage has the class {symbol}, expected one of {', '.join(STORAGE_DTYPES)}"
+        )
     return STORAGE_DTYPES[name]
 
 
 def _storage(data: np.ndarray, dtype: torch.dtype | None, count: Any, key: Any) -> Storage:
     wanted = count * (dtype.itemsize if dtype else 1) if isinstance(count, int) else -1
     if wanted < 0 or wanted > data.nbytes:
-        raise CheckpointError(f"storage {key!r} has {data.nbytes} bytes, expected {wanted}; fetch the file again")
+        raise CheckpointError(
+            f"storage {key!r} has {data.nbytes} bytes, expected {wanted}; fetch the file again"
+        )
     return Storage(data[:wanted], dtype)
 
 
@@ -58,8 +62,10 @@ def read_zip_file(file: IO[bytes], data: np.ndarray) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, data)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
-        raise CheckpointError(f"the zip archive is cut off or damaged ({error}); fetch the file again") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
+        raise CheckpointError(
+            f"the zip archive is cut off or damaged ({error}); fetch the file again"
+        ) from None
 
 
 def _read_archive(archive: zipfile.ZipFile, data: np.ndarray) -> Any:
@@ -133,7 +139,9 @@ def read_stream_file(stream: ByteStream, data: np.ndarray) -> Any:
         count, dtype = sizes[key]
         (stored,) = struct.unpack("<q", data[position : position + 8].tobytes().ljust(8, b"\xff"))
         if stored != count:
-            raise CheckpointError(f"storage {key!r} has {stored} elements, expected {count}; fetch the file again")
+            raise CheckpointError(
+                f"storage {key!r} has {stored} elements, expected {count}; fetch the file again"
+            )
         start = position + 8
         position = start + count * (dtype.itemsize if dtype else 1)
         regions[key] = _storage(data[start:position], dtype, count, key)

@@ -1,11 +1,11 @@
 """Turn pickles and PyTorch files into plain values, arrays and tensors without running anything of theirs.
 
-First `pickle_tree` reads the whole pickle as data and refuses every name outside the allow-list below; then the few
-calls that make arrays are carried out by the functions of this module.  Objects of foreign programs become inert
-`Foreign` records: class name, arguments and state, no behaviour.
+First `pickle_tree` reads the whole pickle as data and refuses every name outside the allow-list below; then
+the few calls that make arrays are carried out by the functions of this module.  Objects of foreign programs
+become inert `Foreign` records: class name, arguments and state, no behaviour.
 
-Differs: ``torch.load(weights_only=True)`` is not used.  It refuses the ``argparse.Namespace`` that training files
-hold, and in PyTorch up to 2.5 it could be made to run code (CVE-2025-32434).
+Differs: ``torch.load(weights_only=True)`` is not used.  It refuses the ``argparse.Namespace`` that training
+files hold, and in PyTorch up to 2.5 it could be made to run code (CVE-2025-32434).
 """
 
 from __future__ import annotations
@@ -46,7 +46,18 @@ STORAGE_DTYPES = {
 }
 TORCH_DTYPES = {
     name: getattr(torch, name)
-    for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    for name in [
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    ]
 }
 
 
@@ -107,7 +118,15 @@ def build(tree: Any, fetch: FetchStorage | None = None) -> Any:
     """
     try:
         return _Builder(fetch).build(tree)
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(f"the file holds a malformed array ({' '.join(str(error).split())})") from None
 
 
@@ -127,7 +146,9 @@ class _Builder:
         if key in self._done:
             return self._done[key]
         if self._depth >= MAX_NESTING:
-            raise CheckpointError(f"the pickle is nested more than {MAX_NESTING} levels deep; no model file is")
+            raise CheckpointError(
+                f"the pickle is nested more than {MAX_NESTING} levels deep; no model file is"
+            )
         self._depth += 1
         self._done[key] = value = self._build(node)
         self._depth -= 1
@@ -151,7 +172,9 @@ class _Builder:
     def _reference(self, key: Any) -> Any:
         if not isinstance(key, tuple) or not key or self._fetch is None:
             raise CheckpointError(f"the pickle refers to data outside itself ({str(key)[:60]})")
-        if key[0] == "module":  # whole modules carry (class, source file, source text); the text is never read
+        if (
+            key[0] == "module"
+        ):  # whole modules carry (class, source file, source text); the text is never read
             return key[1]
         if key[0] != "storage":
             raise CheckpointError(f"the file refers to {str(key[0])[:60]!r}, expected a storage")
@@ -162,7 +185,9 @@ class _Builder:
         if node.symbol in BUILDERS:
             return BUILDERS[node.symbol](node, args, self)
         if node.symbol in INERT:
-            raise UnsafePickleError(f"the pickle calls {node.symbol}, which may only be mentioned; nothing of it was run")
+            raise UnsafePickleError(
+                f"the pickle calls {node.symbol}, which may only be mentioned; nothing of it was run"
+            )
         if node.pairs:
             return self.mapping(node)
         if node.elements:
@@ -190,7 +215,9 @@ def _make_namespace(node: Call, args: tuple[Any, ...], builder: _Builder) -> dic
 
 
 def _make_set(node: Call, args: tuple[Any, ...], builder: _Builder) -> set[Any]:
-    return {item for item in (args[0] if args else ()) if isinstance(item, (str, bytes, int, float, type(None)))}
+    return {
+        item for item in (args[0] if args else ()) if isinstance(item, (str, bytes, int, float, type(None)))
+    }
 
 
 def _encode(node: Call, args: tuple[Any, ...], builder: _Builder) -> bytes:
@@ -223,11 +250,15 @@ def _reconstruct_object(node: Call, args: tuple[Any, ...], builder: _Builder) ->
 def _make_dtype(node: Call, args: tuple[Any, ...], builder: _Builder) -> np.dtype:
     name = args[0]
     if not isinstance(name, str) or name[:1] in ("O", "V", "M", "m"):
-        raise UnsafePickleError(f"the pickle holds an array of Python objects ({name!r}); nothing of it was run")
+        raise UnsafePickleError(
+            f"the pickle holds an array of Python objects ({name!r}); nothing of it was run"
+        )
     dtype = np.dtype(name)
     state = builder.build(node.state)
     if dtype.kind not in "biufcSU":
-        raise UnsafePickleError(f"the pickle holds an array of {dtype}, expected numbers; nothing of it was run")
+        raise UnsafePickleError(
+            f"the pickle holds an array of {dtype}, expected numbers; nothing of it was run"
+        )
     return dtype.newbyteorder(">") if state and state[1] == ">" else dtype
 
 
@@ -265,7 +296,8 @@ def _array_from_buffer(node: Call, args: tuple[Any, ...], builder: _Builder) -> 
 
 
 def _scalar(node: Call, args: tuple[Any, ...], builder: _Builder) -> Any:
-    return _array(args[0], (), args[1] if len(args) > 1 else bytes(args[0].itemsize), "C").item()
+    dtype, *data = args
+    return _array(dtype, (), data[0] if data else bytes(dtype.itemsize), "C").item()
 
 
 # PyTorch
@@ -278,26 +310,31 @@ def _rebuild_tensor(node: Call, args: tuple[Any, ...], builder: _Builder) -> Ten
 
 
 def view_storage(
-    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype | None = None
+    storage: Storage,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return a tensor that looks into a storage, after checking that it stays inside."""
-    dtype = dtype or storage.dtype or torch.uint8
-    length = storage.data.nbytes // dtype.itemsize
+    kind = storage.dtype if dtype is None else dtype
+    kind = torch.uint8 if kind is None else kind
+    length = storage.data.nbytes // kind.itemsize
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or any(not isinstance(n, int) or n < 0 for n in numbers):
         raise ValueError(f"a tensor of size {size} and stride {stride} at {offset}")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count == 0:
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=kind)
     if last >= length:
         raise ValueError(f"a tensor reads element {last} of {length}")
     if count > max(length, MAX_REPEATED):
         raise ValueError(f"a tensor of {count} elements is made from {length}")
-    data = storage.data[: length * dtype.itemsize]
-    if not data.flags.writeable or data.ctypes.data % dtype.itemsize:
+    data = storage.data[: length * kind.itemsize]
+    if not data.flags.writeable or data.ctypes.data % kind.itemsize:
         data = data.copy()
-    return torch.from_numpy(data).view(dtype).as_strided(size, stride, offset)
+    return torch.from_numpy(data).view(kind).as_strided(size, stride, offset)
 
 
 def _rebuild_parameter(node: Call, args: tuple[Any, ...], builder: _Builder) -> Tensor:
@@ -317,7 +354,9 @@ def _load_from_bytes(node: Call, args: tuple[Any, ...], builder: _Builder) -> An
     from limner.checkpoints.torch_files import read_stream_file, read_zip_file
 
     data = np.frombuffer(_raw(args[0]), np.uint8).copy()
-    return (read_zip_file if data[:4].tobytes() == b"PK\x03\x04" else read_stream_file)(io.BytesIO(data.data), data)
+    return (read_zip_file if data[:4].tobytes() == b"PK\x03\x04" else read_stream_file)(
+        io.BytesIO(data.data), data
+    )
 
 
 def _make_tuple(node: Call, args: tuple[Any, ...], builder: _Builder) -> tuple[Any, ...]:
@@ -335,7 +374,8 @@ def _table(rows: Mapping[str, Build]) -> dict[Symbol, Build]:
 
 _TENSOR_FUNCTIONS: dict[Any, Build] = _table(
     {
-        "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3": _rebuild_tensor,
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3": _rebuild_tensor,
         "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     }
 )
@@ -362,8 +402,15 @@ BUILDERS[Symbol("collections", "defaultdict")] = lambda node, args, builder: bui
 
 INERT = frozenset(
     [Symbol("torch", name) for name in (*STORAGE_DTYPES, *TORCH_DTYPES, "Tensor")]
-    + [Symbol("torch.storage", name) for name in ("UntypedStorage", "TypedStorage", "_UntypedStorage", "_TypedStorage")]
+    + [
+        Symbol("torch.storage", name)
+        for name in ("UntypedStorage", "TypedStorage", "_UntypedStorage", "_TypedStorage")
+    ]
     + [Symbol("numpy", "ndarray"), Symbol("torch.nn.parameter", "Parameter")]
-    + [Symbol(m, n) for m in ("builtins", "__builtin__") for n in ("object", "list", "int", "float", "str", "bool")]
+    + [
+        Symbol(m, n)
+        for m in ("builtins", "__builtin__")
+        for n in ("object", "list", "int", "float", "str", "bool")
+    ]
 )
 """Names that may stand as values but not be called."""
