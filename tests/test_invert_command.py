@@ -125,7 +125,7 @@ def test_a_preset_stands_in_for_what_is_not_given():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "wplus"], "did you mean 'w+'"),
+        (["--method", "wplus"], "expected one of z, z+, w, w+, s, pivotal"),
         (["--init", "given"], "--start"),
         (["--landmarks", "1,2"], "expected 10"),
         (["--start", "nowhere.npz"], "no such file"),
