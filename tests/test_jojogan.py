@@ -37,11 +37,13 @@ def w_plus(generator: Generator) -> Tensor:
     return generator.broadcast(generator.mapping(torch.randn(2, W_DIM))).clone()
 
 
-def test_rows_are_the_published_ones_from_256_px() -> None:
+def test_rows_are_the_published_ones_where_they_exist() -> None:
     """At 1024 px rows 7-17, with colours kept 9, 11, 15, 16, 17; at 256 px what exists of 7 and up."""
     assert mixed_rows(1024) == tuple(range(7, 18))
     assert mixed_rows(1024, keep_color=True) == (9, 11, 15, 16, 17)
     assert mixed_rows(256) == tuple(range(7, 14))
+    assert mixed_rows(128) == tuple(range(7, 12))
+    assert mixed_rows(64) == tuple(range(5, 10))
     assert compared_stages(1024) == compared_stages(256) == (1, 3, 4, 5)
 
 

@@ -18,7 +18,15 @@ from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
 from limner.stylization.options import StyleOptions
 from limner.stylization.packing import pack, unpack
-from limner.stylization.style import Style, keep_colors, load_style, paint, save_style, style_between
+from limner.stylization.style import (
+    Style,
+    keep_colors,
+    load_style,
+    paint,
+    pull_to_mean,
+    save_style,
+    style_between,
+)
 
 
 @pytest.fixture
@@ -258,3 +266,17 @@ def test_a_place_that_cannot_be_written_is_named(style: Style, generator: Genera
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         save_style(style, tmp_path / "file" / "a.limner", generator)
+
+
+def test_pulling_touches_only_mixed_rows(generator: Generator, style: Style, latent: Latent) -> None:
+    """By their weight; a style that says nothing about rows pulls none, and codes in s stay."""
+    mixed = dataclasses.replace(style, options={"row_weights": [0, 0, 0, 0, 0, 0.5, 1, 1]})
+    w_plus = latent.w_plus(generator)
+    pulled = pull_to_mean(generator, mixed, latent, 1.0).tensor
+    torch.testing.assert_close(pulled[:, :5], w_plus[:, :5], rtol=0, atol=0)
+    torch.testing.assert_close(pulled[:, 5], (w_plus[:, 5] + generator.w_avg) / 2)
+    torch.testing.assert_close(pulled[:, 6:], generator.w_avg.expand(2, 2, -1))
+    assert pull_to_mean(generator, style, latent, 1.0) is latent
+    assert pull_to_mean(generator, mixed, latent, 0.0) is latent
+    in_s = latent.to_space("s", generator)
+    assert pull_to_mean(generator, mixed, in_s, 1.0) is in_s

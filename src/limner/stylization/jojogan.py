@@ -52,15 +52,15 @@ OnStep = Callable[[LearningStep], None]
 def mixed_rows(resolution: int, *, keep_color: bool = False) -> tuple[int, ...]:
     """Return the rows of w+ that are mixed when no mask is given.
 
-    From 256 px these are the published ones.  A smaller generator decides hair, skin and light at smaller maps, and
-    rows from 7 on are few or none, so mixing starts with the third largest resolution: row 5 at 128 px, 3 at 64 px.
+    These are the published ones, row 7 and up, from 128 px.  A smaller generator has few rows above 7 or none and
+    decides texture at smaller maps, so there mixing starts with the second largest resolution: row 5 at 64 px.
 
     Args:
         resolution: side of the generator's image in px.
         keep_color: leave most rows that carry colour unmixed.
     """
     rows = 2 * int(math.log2(resolution)) - 2
-    first = PUBLISHED_ROW if resolution >= SMALL_PX else max(1, rows - 7)
+    first = max(1, min(PUBLISHED_ROW, rows - 5))
     if not keep_color:
         return tuple(range(first, rows))
     if rows > PUBLISHED_COLOR_ROWS[-1]:
@@ -241,7 +241,10 @@ def learn(
         losses.append(training.step(z, options.noise, rng if options.noise == "random" else None))  # type: ignore[arg-type]
         if on_step is not None:
             on_step(LearningStep(number=number, steps=options.steps, loss=losses[-1]))
-    record = to_mapping(options) | {"feature_layers": list(training.stages)}
+    record = to_mapping(options) | {
+        "feature_layers": list(training.stages),
+        "row_weights": [round(weight, 6) for weight in training.row_weights.tolist()],
+    }
     return style_between(
         generator,
         training.result,

@@ -15,8 +15,8 @@ class JojoganOptions(Options):
     """How a style is learned from one or more pictures.
 
     Source: Chong and Forsyth 2021, "JoJoGAN: One Shot Face Stylization" (arXiv 2112.11641); defaults as published.
-    Differs: noise is constant by default, so that results repeat; the row mask and the feature layers have a
-    counterpart for generators below 256 px, where the published ones would mix or compare next to nothing.
+    Differs: noise is constant by default, so that results repeat; rows, feature layers and loss have counterparts for
+    small generators, where the published ones would mix or compare next to nothing.
     """
 
     steps: int = knob(200, lo=1, hi=20_000, step=1)
@@ -26,7 +26,7 @@ class JojoganOptions(Options):
     style over every colour and texture, 0 memorises the one picture."""
     mask: str = knob("auto")
     """Rows of w+ that are mixed, as a layer mask (7-17, 64px-, fine); auto takes the published rows (7 and up) from
-    256 px, and the rows of the three largest resolutions below that."""
+    128 px, and the rows of the two largest resolutions below that."""
     keep_color: bool = knob(False)
     """Learn shapes and strokes but leave colours to the photo: auto then mixes fewer rows (9, 11, 15, 16, 17 at 1024)."""
     feature_layers: tuple[int, ...] | None = knob(None)
@@ -57,6 +57,9 @@ class StyleOptions(Options):
     """How much of the style: 0 is the face as embedded, 1 the whole style."""
     layers: str = knob("all")
     """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
+    pull: float = knob(0.5, lo=0.0, hi=1.0, step=0.05)
+    """How far the rows that the style was mixed on, which it has learned to ignore, are pulled to the mean code: 0 keeps
+    what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models)."""
     keep_color: bool = knob(False)
     """Keep the colours of the photo and take only light, shade and line from the style."""
     blend: str = knob("weights", choices=BLENDS)

@@ -40,7 +40,8 @@ class Style:
         delta: change of every tensor of the generator, by its `state_dict` name.
         base: digest of the generator it belongs to (`limner.nn.deltas.digest`).
         method: how it was learned.
-        options: the options it was learned with.
+        options: the options it was learned with; ``row_weights``, where it is there, says how far every row of w+ was
+            mixed with random ones.
         provenance: plain values: pictures, losses, the base's name.
         licence: what may be done with it.
         thumbnail: a small picture of the style, uint8 (H, W, 3), or None.
@@ -124,6 +125,7 @@ def paint(
     whole = render(generator, latent, noise).clamp(-1, 1)
     if options.strength == 0:
         return whole
+    latent = pull_to_mean(generator, style, latent, options.pull * options.strength)
     if options.blend == "features" and options.strength < 1:
         image = _paint_between_features(generator, style, latent, options, noise)
     else:
@@ -131,6 +133,26 @@ def paint(
         image = render(painter, latent, noise)
     image = image.clamp(-1, 1)
     return keep_colors(image, whole) if options.keep_color else image
+
+
+def pull_to_mean(generator: Generator, style: Style, latent: Latent, amount: float) -> Latent:
+    """Bring rows of w+ that the style was mixed on nearer to the mean.
+
+    An embedded photo puts into these rows what no random code has, and a style that saw random codes alone answers
+    with blur.  Codes in s stay as they are.
+
+    Args:
+        generator: its ``w_avg`` is the mean.
+        style: its ``row_weights`` say which rows.
+        latent: the codes.
+        amount: 0 leaves the rows, 1 sets them to the mean where they were mixed wholly.
+    """
+    weights = style.options.get("row_weights")
+    if not amount or not weights or latent.space == "s":
+        return latent
+    w_plus = latent.w_plus(generator)
+    shares = torch.tensor(weights).to(w_plus)[:, None] * amount
+    return Latent("w+", torch.lerp(w_plus, generator.w_avg.to(w_plus), shares))
 
 
 def _paint_between_features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ class Options(LearnOptions):
     """base model, name or file (the bundled generator when none is named); it must hold a discriminator"""
     licence: str = knob("")
     """what may be done with the style, for its file"""
+    source: str = ""
+    """where the pictures come from, for its file"""
+    recipe: str = ""
+    """how to make the style again, for its file"""
     preview: bool = True
     """write a sheet beside the style: its pictures, how they were embedded, and random faces in the style"""
     overwrite: bool = False
@@ -65,7 +69,7 @@ def run(options: Options, console: Console) -> int:
         models,
         console,
         preview=options.preview,
-        licence=options.licence,
+        notes={"licence": options.licence, "source": options.source, "recipe": options.recipe},
     )
     console.result(style=out, seconds=time.perf_counter() - start, **style.compression)
     return 0
@@ -80,7 +84,7 @@ def learn_files(
     console: Console,
     *,
     preview: bool = False,
-    licence: str = "",
+    notes: Mapping[str, str] | None = None,
 ) -> Style:
     """Learn a style from picture files, save it and return it as saved.
 
@@ -91,7 +95,7 @@ def learn_files(
         models: see `limner.pipeline.load_models`.
         console: shows progress, time left and what came out.
         preview: write a sheet beside the file.
-        licence: goes into the file.
+        notes: ``licence``, ``source`` and ``recipe``, which go into the file; those not given are made up from names.
     """
     from limner import media
     from limner.pipeline import learn_style
@@ -111,10 +115,17 @@ def learn_files(
         result = learn_style(read, options, models=models, sources=twins, names=names, on_step=show)
     for note in result.notes:
         console.warn(note)
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures]
-    style = dataclasses.replace(result.style, provenance={**result.style.provenance, "sha256": digests})
-    if licence:
-        style = dataclasses.replace(style, licence=licence)
+    given = {name: text for name, text in (notes or {}).items() if text}
+    names = [path.name for path in pictures]
+    provenance = {
+        **result.style.provenance,
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
+        "source": given.get("source", f"style pictures {', '.join(names)}"),
+        "recipe": given.get("recipe", f"limner learn {' '.join(names)}"),
+    }
+    style = dataclasses.replace(
+        result.style, provenance=provenance, licence=given.get("licence", result.style.licence)
+    )
     style = save_style(style, out, models.generator, budget_bytes=1000 * options.file_kilobytes)
     lost = style.compression
     console.print(

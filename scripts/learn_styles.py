@@ -1,0 +1,90 @@
+"""Learn the bundled styles anew, on the bundled generator, and write their cards.
+
+    python scripts/learn_styles.py [NAME...]      # all recipes of recipes/styles, or some; from the repository's root
+    python scripts/learn_styles.py --model FILE   # on another base
+
+Afterwards ``python scripts/index_bundled.py`` enters the files into the index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from limner.app.cli import main as limner
+from limner.options import read_recipe
+from limner.stylization import Style, load_style
+
+RECIPES = Path("recipes/styles")
+CARD = """# {name} - a style for {base}
+
+| | |
+|---|---|
+| file | `{name}.limner`, {megabytes:.2f} MB (the change of the base's weights, packed; {before:.1f} MB as float32) |
+| kind | style; `limner stylize PHOTO --style {name}`, or `limner.load_style` |
+| base | `{base}`, digest `{digest}` |
+| method | {method}, {steps} steps, {pictures} style picture(s) |
+| source | {source} |
+| licence | {licence} |
+| recipe | `{recipe}` |
+
+Measured when it was made: loss {first:.3f} at the first step, {last:.3f} at the last. Packing changes random faces in
+this style by {error:.4f} (root mean square, pixels from -1 to 1) where the style itself changes them by {change:.4f}.
+
+Limits: it was learned from a synthetic head and inherits the resolution and the variety of its base; glasses, hats and
+hands are not in the base and do not survive.
+"""
+
+
+def write_card(style: Style, file: Path) -> None:
+    """Write the card beside a style."""
+    about, lost = style.provenance, style.compression
+    card = CARD.format(
+        name=file.stem,
+        base=about["base"],
+        megabytes=file.stat().st_size / 1e6,
+        before=lost["bytes_before"] / 1e6,
+        digest=style.base[:16],
+        method=style.method,
+        steps=style.options["steps"],
+        pictures=about["pictures"],
+        source=about["source"],
+        licence=style.licence,
+        recipe=about["recipe"],
+        first=about["first_loss"],
+        last=about["last_loss"],
+        error=lost["picture_error"],
+        change=lost["picture_change"],
+    )
+    file.with_suffix(".md").write_text(card, encoding="utf-8")
+
+
+def main() -> int:
+    """Learn the styles that are named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if not known:
+        sys.exit(f"there are no recipes in {RECIPES}; run this from the repository's root")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    parser.add_argument(
+        "--model", default="", help="base model, name or file (default: the bundled generator)"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: where the recipes say)")
+    arguments = parser.parse_args()
+    for name in arguments.names or known:
+        recipe = RECIPES / f"{name}.yaml"
+        out = Path(read_recipe(recipe)["out"])
+        out = arguments.out / out.name if arguments.out else out
+        words = ["learn", "--config", str(recipe), "--out", str(out), "--overwrite"]
+        status = limner([*words, "--model", arguments.model] if arguments.model else words)
+        if status:
+            return status
+        write_card(load_style(out), out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
