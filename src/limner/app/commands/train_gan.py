@@ -46,14 +46,14 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     gan = build_run(options, runtime, trunk=trunk, parent=parent, parent_discriminator=parent_d)
     yardsticks: list[Yardstick] = []
 
-    def figures(run: GanRun) -> dict[str, float]:
+    def figure(run: GanRun) -> dict[str, float]:
         if not yardsticks:  # measuring the real pictures takes a while: not before it is needed
             yardsticks.append(
                 Yardstick(trunk, run.pictures, samples=options.metric_samples, device=runtime.device)
             )
         return yardsticks[0].measure(run.ema)
 
-    training = GanTraining(gan, figures=None if trunk is None else figures, export=_export)
+    training = GanTraining(gan, figures=None if trunk is None else figure, export=_export)
     training.setup()
     if not runtime.is_main:
         training.fit()
