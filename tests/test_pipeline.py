@@ -42,7 +42,7 @@ def models(generator: Generator, discriminator: Discriminator, trunk: Lite0) -> 
             return []
         points = np.array(LANDMARKS, np.float32).reshape(5, 2)
         box = np.array([30, 30, 80, 95], np.float32)
-        return [Face(box, 0.99, points), Face(box * 0.9 + 60, 0.98, points + [110, 0])]
+        return [Face(box, 0.99, points), Face(box * 0.9 + 60, 0.98, points + np.float32([110, 0]))]
 
     return Models(generator=generator, trunk=trunk, discriminator=discriminator, detector=detect, base="tiny")
 
@@ -302,3 +302,41 @@ def test_random_noise_is_never_used_when_painting(models: Models, style: Style) 
     first = stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels
     torch.randn(W_DIM)
     assert np.array_equal(first, stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels)
+
+
+def test_demo_writes_photos_comparison_and_heads(
+    base: Path, style: Style, generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On a real photo, with the bundled detector; a folder that is not there is named."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    astronaut = media.read(Path(__file__).parents[1] / "examples/photos/astronaut.jpg").pixels[:220, 110:330]
+    media.write(photos / "astronaut.png", np.ascontiguousarray(astronaut))
+    save_style(style, tmp_path / "dark.limner", generator)
+    words = [
+        "demo",
+        "--photos",
+        str(photos),
+        "--out",
+        str(out),
+        "--model",
+        str(base),
+        "--faces",
+        "2",
+        "--json",
+    ]
+    words += ["--invert-steps", "1", "--tune-steps", "1", "--device", "cpu"]
+    assert main([*words, "--styles", str(tmp_path / "dark.limner")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {path.name for path in out.iterdir()} == {
+        "astronaut-dark.png",
+        "comparison.png",
+        "random-heads.png",
+    }
+    assert [(entry["photo"], entry["style"]) for entry in record["figures"]] == [("astronaut", "dark")]
+    restyled = media.read(out / "astronaut-dark.png").pixels
+    assert restyled.shape == astronaut.shape
+    assert (restyled != astronaut).any()
+    assert np.array_equal(restyled[-1, 0], astronaut[-1, 0])
+    assert main(["demo", "--photos", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert "expected a folder" in capsys.readouterr().err

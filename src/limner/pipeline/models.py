@@ -45,19 +45,17 @@ class Models:
         return TrunkDistance(self.trunk, name=TRUNK)
 
 
-def load_models(base: str | Path = "", *, device: torch.device | str = "cpu") -> Models:
+def load_models(base: str | Path = zoo.DEFAULT_GENERATOR, *, device: torch.device | str = "cpu") -> Models:
     """Load a base model and the bundled feature trunk; the detector loads itself when it is first used.
 
     Args:
-        base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned; the
-            bundled generator when empty.
+        base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
         device: where to.
 
     Raises:
         ZooError: no such model.
         CheckpointError: its file cannot be used, or holds no generator.
     """
-    base = base or zoo.default_name("model")
     checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")

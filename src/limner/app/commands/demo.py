@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.errors import OptionError
 from limner.options import Options as BaseOptions
@@ -34,10 +35,14 @@ class Options(BaseOptions):
     """folder with photos; by default examples/photos of the repository"""
     styles: tuple[str, ...] = ()
     """names of styles or style files; by default every style that is bundled or installed"""
-    model: str = ""
-    """base model, name or file (the bundled generator when none is named)"""
+    model: str = zoo.DEFAULT_GENERATOR
+    """base model, name or file"""
     inverter: str = knob("pivotal", choices=INVERTERS)
     """how the faces are embedded, see limner stylize"""
+    invert_steps: int = knob(100, lo=1, hi=20_000)
+    """steps of the search for each face"""
+    tune_steps: int = knob(100, lo=1, hi=20_000)
+    """steps of tuning with the inverter pivotal"""
     faces: int = knob(8, lo=1, hi=32)
     """random heads per style"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
@@ -94,7 +99,6 @@ def find_photos(folder: Path | None) -> list[Path]:
 
 
 def _load_styles(options: Options, models: Models, console: Console) -> dict[str, Style]:
-    from limner import zoo
     from limner.errors import KeyMismatchError
     from limner.stylization import load_style
 
@@ -125,7 +129,9 @@ def _restyle(
     from limner.pipeline.photos import embed_faces
 
     picture = media.read(photo)
-    how = StylizeOptions(inverter=options.inverter)
+    how = StylizeOptions(
+        inverter=options.inverter, invert_steps=options.invert_steps, tune_steps=options.tune_steps
+    )
     start = time.perf_counter()
     with console.progress(None, f"{photo.name}: embedding") as progress:
 

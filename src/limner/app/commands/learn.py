@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner import zoo
 from limner.app.console import Console, format_bytes, format_seconds
 from limner.errors import OptionError
 from limner.options import knob
@@ -33,8 +34,8 @@ class Options(LearnOptions):
     """a photo of the same head in the same pose for every picture, in the same order, where there are such"""
     out: Path | None = None
     """style file to write; by default the first picture's name with .limner in this folder"""
-    model: str = ""
-    """base model, name or file (the bundled generator when none is named); it must hold a discriminator"""
+    model: str = zoo.DEFAULT_GENERATOR
+    """base model, name or file; it must hold a discriminator"""
     licence: str = knob("")
     """what may be done with the style, for its file"""
     source: str = ""

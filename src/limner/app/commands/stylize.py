@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionError
 from limner.options import knob, to_mapping
@@ -32,8 +33,8 @@ class Options(StylizeOptions):
     beside the output"""
     out: Path | None = None
     """file to write, or folder for several photos; by default PHOTO-STYLE beside the photo"""
-    model: str = ""
-    """base model, name or file (the bundled generator when none is named)"""
+    model: str = zoo.DEFAULT_GENERATOR
+    """base model, name or file"""
     compare: bool = False
     """also write a picture of every face before and after, beside the output"""
     overwrite: bool = False
@@ -119,7 +120,6 @@ def find_style(name: str, folder: Path, models: Models, console: Console) -> Sty
         models: to learn with.
         console: shows the progress.
     """
-    from limner import zoo
     from limner.stylization import load_style
 
     styles = zoo.names("style")
