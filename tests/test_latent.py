@@ -234,6 +234,8 @@ def test_files_keep_codes_noise_and_notes(generator, z, space, tmp_path):
         metadata={"report": [1.5]},
     )
     assert [file.name for file in path.parent.iterdir()] == ["face.safetensors"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     read = load_latent(path)
     assert read.latent.space == space
     assert all(torch.equal(a, b) for a, b in zip(read.latent.parts, latent.parts, strict=True))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError, UnknownFormatError
@@ -80,13 +80,12 @@ def save_latent(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            save_file(tensors, partial, metadata={"limner": json.dumps(notes)})
+            partial.write_bytes(save(tensors, metadata={"limner": json.dumps(notes)}))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot write {path}: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
