@@ -1,7 +1,10 @@
 """The operators of StyleGAN2: FIR resampling, modulated convolution, equalised layers.
 
-Convention: images are (B, C, H, W); convolutions work channels-last.  The FIR filter is [1, 3, 3, 1] in both
+Convention: images are (B, C, H, W), kept channels-last in memory.  The FIR filter is [1, 3, 3, 1] in both
 directions.  Pixel centres lie at half-integers, outside is zero.
+
+Speed comes from `limner.nn.fused`: gains are folded into weights and biases, noise, bias and Leaky ReLU work in
+place, and the backward pass keeps one tensor per layer.
 
 Source: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958),
 section 2.2 (weight demodulation), appendix B (resampling, equalised learning rate).
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import ShapeError
+from limner.nn.fused import convolve, finish
 
 SQRT2 = math.sqrt(2.0)
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -45,9 +49,9 @@ def upsample2(image: Tensor) -> Tensor:
 
 
 def bias_lrelu(x: Tensor, bias: Tensor, clamp: float | None = None) -> Tensor:
-    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2), then limit to ±clamp."""
+    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2)."""
     x = F.leaky_relu(x + bias.to(x.dtype).view(1, -1, 1, 1), 0.2) * SQRT2
-    return x if clamp is None else x.clamp(-clamp, clamp)
+    return x if clamp is None else x.clamp(-clamp * SQRT2, clamp * SQRT2)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -55,37 +59,93 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
     return torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).t() + 1e-8)
 
 
+def scales_weights(x: Tensor, weight: Tensor, *, up: bool = False) -> bool:
+    """Tell whether scaling the weights moves fewer numbers than scaling the activations (one image only)."""
+    outputs, inputs = weight.shape[:2]
+    pixels = x.shape[2] * x.shape[3]
+    return x.shape[0] == 1 and pixels * (inputs + outputs * (4 if up else 1)) > weight.numel()
+
+
 def modulated_conv2d(
-    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool = True, up: bool = False
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    *,
+    demodulate: bool = True,
+    up: bool = False,
+    gain: float = 1.0,
 ) -> Tensor:
     """Convolve with weights scaled per image and input channel.
 
     Args:
         x: (B, I, H, W).
-        weight: (O, I, k, k), already equalised.
+        weight: (O, I, k, k).  The factor of the equalised learning rate may be in it or in ``styles``.
         styles: (B, I), the scale of every input channel.
         demodulate: bring every output channel's weights to unit norm.
         up: enlarge twice: transposed convolution, then FIR.
+        gain: factor of the result.
 
     Returns:
         (B, O, H, W), or twice as large with ``up``.
     """
-    styles = styles.to(x.dtype)
-    weight = weight.to(x.dtype)
-    scale = demodulation(weight, styles) if demodulate else None
-    if x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[0]:
-        # One image with many pixels: scaling the weights is cheaper than scaling the activations.
-        weight = weight * styles.view(1, -1, 1, 1)
-        if scale is not None:
-            weight, scale = weight * scale.view(-1, 1, 1, 1), None
+    y, scale = _scaled_conv2d(x, weight, styles, demodulate=demodulate, up=up, gain=gain)
+    return y if scale is None else y * scale[:, :, None, None]
+
+
+def modulated_layer(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+    strength: Tensor,
+    *,
+    up: bool = False,
+    clamp: float | None = None,
+) -> Tensor:
+    """Modulated convolution, plus noise times strength, plus bias, Leaky ReLU, times sqrt(2).
+
+    Args:
+        x, weight, styles, up: see `modulated_conv2d`.
+        bias: (O,).
+        noise: broadcastable to (B, 1, H, W) of the result, or None.
+        strength: scalar.
+        clamp: largest magnitude before the factor sqrt(2).
+    """
+    # Leaky ReLU commutes with positive factors: sqrt(2) goes into everything that is summed.
+    y, scale = _scaled_conv2d(x, weight, styles, demodulate=True, up=up, gain=SQRT2)
+    y = finish(y, scale, bias * SQRT2, noise, strength * SQRT2)
+    return y if clamp is None else y.clamp(-clamp * SQRT2, clamp * SQRT2)
+
+
+def _scaled_conv2d(
+    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool, up: bool, gain: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the convolution and, if the weights do not hold it, the factor (B, O) that is still to be applied."""
+    scale = demodulation(weight, styles) * gain if demodulate else None
+    scale = scale.to(x.dtype) if scale is not None else None
+    padding = 0 if up else weight.shape[-1] // 2
+    if scales_weights(x, weight, up=up):
+        # All factors of a weight in one product; (1, I) or (O, 1) * (1, I).
+        factor = styles * gain if scale is None else scale.view(-1, 1) * styles
+        y = convolve(x, (weight * factor[:, :, None, None]).to(x.dtype), padding=padding, up=up)
+        scale = None
     else:
-        x = x * styles[:, :, None, None]
-    if up:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-        x = fir(x, pad=1, gain=4.0)
-    else:
-        x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    return x if scale is None else x * scale[:, :, None, None]
+        styles = styles if demodulate else styles * gain
+        y = convolve(x, weight.to(x.dtype), styles.to(x.dtype), padding=padding, up=up)
+    return (fir(y, pad=1, gain=4.0) if up else y), scale
+
+
+def colours(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor) -> Tensor:
+    """Modulated 1x1 convolution without demodulation, plus a bias: x (B, I, H, W) -> (B, O, H, W).
+
+    A matrix product per image: weights of so few outputs are cheaper to scale than activations, whatever the batch.
+    """
+    batch, channels, height, width = x.shape
+    weight = weight.view(1, -1, channels) * styles[:, None]  # (B, O, I)
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    y = torch.baddbmm(bias.to(x.dtype), pixels, weight.to(x.dtype).transpose(1, 2))  # (B, H W, O)
+    return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 class EqualLinear(nn.Module):
@@ -144,18 +204,23 @@ class EqualConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if activate else None
         self.down, self.clamp = down, clamp
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H, W), or half as large with ``down``."""
+    def forward(self, x: Tensor, *, gain: float = 1.0) -> Tensor:
+        """(B, I, H, W) -> (B, O, H, W), or half as large with ``down``; the result is multiplied by ``gain`` > 0."""
         size = self.weight.shape[-1]
-        weight = (self.weight * (1 / math.sqrt(self.weight[0].numel()))).to(x.dtype)
+        # Leaky ReLU commutes with positive factors: all of them go into weight and bias.
+        factor = gain if self.bias is None else gain * SQRT2
+        weight = (self.weight * (factor / math.sqrt(self.weight[0].numel()))).to(x.dtype)
         if not self.down:
-            x = F.conv2d(x, weight, padding=size // 2)
+            x = convolve(x, weight, padding=size // 2)
         elif size == 1:
             # A 1x1 convolution with stride 2 reads every other filtered pixel: filter only those.
-            x = F.conv2d(fir(x, pad=1, stride=2), weight)
+            x = convolve(fir(x, pad=1, stride=2), weight)
         else:
-            x = F.conv2d(fir(x, pad=2), weight, stride=2)
-        return x if self.bias is None else bias_lrelu(x, self.bias, self.clamp)
+            x = convolve(fir(x, pad=2), weight, stride=2)
+        if self.bias is None:
+            return x
+        x = finish(x, None, self.bias * factor)
+        return x if self.clamp is None else x.clamp(-self.clamp * factor, self.clamp * factor)
 
 
 def minibatch_std(x: Tensor, *, group: int = 4, channels: int = 1) -> Tensor:

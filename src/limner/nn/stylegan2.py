@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import ShapeError
-from limner.nn.layers import EqualConv2d, EqualLinear, bias_lrelu, minibatch_std, modulated_conv2d, upsample2
+from limner.nn.layers import EqualConv2d, EqualLinear, colours, minibatch_std, modulated_layer, upsample2
 
 Noise = Literal["constant", "random", "none"] | Sequence[Tensor]
 EditFeatures = Callable[[int, Tensor], Tensor]
@@ -41,10 +41,14 @@ def resolutions(resolution: int) -> list[int]:
 
 
 def _channel_table(resolution: int, channels: Mapping[int, int] | None) -> dict[int, int]:
-    table = default_channels(resolution) if channels is None else {int(k): int(v) for k, v in channels.items()}
+    table = (
+        default_channels(resolution) if channels is None else {int(k): int(v) for k, v in channels.items()}
+    )
     missing = [size for size in resolutions(resolution) if size not in table]
     if missing:
-        raise ShapeError(f"channels has no entry for {missing}; a {resolution} px network needs every size from 4 up")
+        raise ShapeError(
+            f"channels has no entry for {missing}; a {resolution} px network needs every size from 4 up"
+        )
     return {size: table[size] for size in resolutions(resolution)}
 
 
@@ -60,7 +64,13 @@ class MappingNetwork(nn.Module):
     """
 
     def __init__(
-        self, *, z_dim: int = 512, w_dim: int = 512, depth: int = 8, label_dim: int = 0, lr_multiplier: float = 0.01
+        self,
+        *,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        depth: int = 8,
+        label_dim: int = 0,
+        lr_multiplier: float = 0.01,
     ):
         super().__init__()
         self.z_dim, self.w_dim, self.label_dim = z_dim, w_dim, label_dim
@@ -76,11 +86,15 @@ class MappingNetwork(nn.Module):
         parts = []
         if self.z_dim:
             if z is None or z.shape[-1] != self.z_dim:
-                raise ShapeError(f"z has shape {None if z is None else tuple(z.shape)}, expected (B, {self.z_dim})")
+                raise ShapeError(
+                    f"z has shape {None if z is None else tuple(z.shape)}, expected (B, {self.z_dim})"
+                )
             parts.append(_unit_rms(z))
         if self.embed is not None:
             if labels is None or labels.shape[-1] != self.label_dim:
-                raise ShapeError(f"this model is class-conditional: labels (B, {self.label_dim}) must be given")
+                raise ShapeError(
+                    f"this model is class-conditional: labels (B, {self.label_dim}) must be given"
+                )
             parts.append(_unit_rms(self.embed(labels)))
         x = torch.cat(parts, -1)
         for layer in self.layers:
@@ -96,7 +110,14 @@ class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, Leaky ReLU; ``up`` doubles the size first."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, w_dim: int, resolution: int, up: bool, clamp: float | None
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        w_dim: int,
+        resolution: int,
+        up: bool,
+        clamp: float | None,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
@@ -109,11 +130,11 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, styles: Tensor, noise: Tensor | None) -> Tensor:
         """x (B, I, h, w), styles (B, I), noise broadcastable to (B, 1, H, W) or None -> (B, O, H, W)."""
-        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
-        x = modulated_conv2d(x, weight, styles, up=self.up)
-        if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return bias_lrelu(x, self.bias, self.clamp)
+        # The factor of the equalised learning rate goes into the styles, which are few.
+        styles = styles * (1 / math.sqrt(self.weight[0].numel()))
+        return modulated_layer(
+            x, self.weight, styles, self.bias, noise, self.noise_strength, up=self.up, clamp=self.clamp
+        )
 
 
 class ToRgb(nn.Module):
@@ -128,8 +149,8 @@ class ToRgb(nn.Module):
 
     def forward(self, x: Tensor, styles: Tensor) -> Tensor:
         """x (B, I, H, W), styles (B, I) -> float32 (B, rgb_channels, H, W)."""
-        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
-        x = modulated_conv2d(x, weight, styles, demodulate=False).float() + self.bias.view(1, -1, 1, 1)
+        x = colours(x, self.weight, styles * (1 / math.sqrt(self.weight[0].numel())), self.bias)
+        x = x if x.dtype == torch.float64 else x.float()
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
@@ -359,7 +380,9 @@ class Generator(nn.Module):
         near = torch.lerp(self.w_avg.to(w_plus), w_plus[:, :cutoff], psi)
         return torch.cat([near, w_plus[:, cutoff:]], 1)
 
-    def synthesis_from_styles(self, styles: Sequence[Tensor], noise: Noise = "constant", **kwargs: Any) -> Tensor:
+    def synthesis_from_styles(
+        self, styles: Sequence[Tensor], noise: Noise = "constant", **kwargs: Any
+    ) -> Tensor:
         """S-space vectors -> image; see `SynthesisNetwork.from_styles`."""
         return self.synthesis.from_styles(styles, noise, **kwargs)
 
@@ -403,7 +426,8 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H/2, W/2)."""
-        return (self.conv1(self.conv0(x)) + self.skip(x)) * math.sqrt(0.5)
+        gain = math.sqrt(0.5)
+        return self.skip(x, gain=gain) + self.conv1(self.conv0(x), gain=gain)
 
 
 class Discriminator(nn.Module):
@@ -452,7 +476,9 @@ class Discriminator(nn.Module):
         self.fc = EqualLinear(width * 16, width, activate=True)
         self.out = EqualLinear(width, width if label_dim else 1)
         self.mapping = (
-            MappingNetwork(z_dim=0, w_dim=width, depth=mapping_depth, label_dim=label_dim) if label_dim else None
+            MappingNetwork(z_dim=0, w_dim=width, depth=mapping_depth, label_dim=label_dim)
+            if label_dim
+            else None
         )
 
     def config(self) -> dict[str, Any]:
