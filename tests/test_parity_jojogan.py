@@ -167,6 +167,7 @@ def test_training_equals_the_original(path: Path) -> None:
         feature_layers=tuple(manifest["feature_layers"]),
         learning_rate=manifest["optimiser"]["lr"],
         pixels=0.0,
+        ema=0.0,
     )
     training = JojoganTraining(
         generator=generator,

@@ -17,6 +17,11 @@ class StylizeOptions(DetectOptions, AlignOptions, PasteOptions, StyleOptions):
 
     size: int = knob(512, lo=16, hi=4096)
     """side in px of the portrait that crop writes and compare shows"""
+    mask: str = knob("ellipse", choices=("ellipse", "soft-square"))
+    """shape of the part that is pasted: an ellipse (the head) or a square with round corners (nearly the whole crop,
+    backdrop of the style included)"""
+    feather: float = knob(0.25, lo=0.0, hi=0.5, step=0.01)
+    color_match: str = knob("none", choices=("none", "lab", "linear"))
     inverter: str = knob("w+", choices=INVERTERS)
     """how a face is embedded: w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
     the generator to the person, which is closest and slowest"""
@@ -24,6 +29,8 @@ class StylizeOptions(DetectOptions, AlignOptions, PasteOptions, StyleOptions):
     """steps of the search"""
     tune_steps: int = knob(100, lo=1, hi=20_000)
     """steps of tuning with the inverter pivotal"""
+    closeness: float = knob(0.05, lo=0.0, hi=10.0)
+    """how strongly the code is kept near faces that the generator knows; a style answers better to such codes"""
     crop: bool = False
     """give the aligned portrait instead of the whole photo"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)

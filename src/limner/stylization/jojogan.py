@@ -30,7 +30,7 @@ PUBLISHED_COLOR_ROWS = (9, 11, 15, 16, 17)
 PUBLISHED_STAGES = (1, 3, 4, 5)
 SMALL_PX = 256
 """Below this size the published rows, stages and loss have counterparts of our own."""
-SMALL_PERCEPTUAL, SMALL_PIXELS = 0.3, 0.5
+SMALL_PERCEPTUAL, SMALL_PIXELS = 0.5, 0.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ class JojoganOptions(Options):
     """How a style is learned from one or more pictures.
 
     Source: Chong and Forsyth 2021, "JoJoGAN: One Shot Face Stylization" (arXiv 2112.11641); defaults as published.
-    Differs: noise is constant by default, so that results repeat; rows, feature layers and loss have counterparts for
+    Differs: noise is constant by default, so that results repeat; the weights are averaged; rows, feature layers and loss have counterparts for
     small generators, where the published ones would mix or compare next to nothing.
     """
 
@@ -34,14 +34,14 @@ class JojoganOptions(Options):
     8 px and more below that."""
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
-    and 0.3 below, where the discriminator's features alone leave pictures soft."""
+    and 0.5 below, where the discriminator's features alone leave pictures soft."""
     pixels: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the mean absolute difference of pixels; by default 0 from 256 px, as published, and 0.5 below."""
     codes: int = knob(1, lo=1, hi=64, step=1)
     """Random codes per style picture and step; more make each step steadier and slower."""
     learning_rate: float = knob(2e-3, lo=1e-6, hi=0.1)
     """Step size of Adam (betas 0 and 0.99)."""
-    ema: float = knob(0.0, lo=0.0, hi=0.9999)
+    ema: float = knob(0.95, lo=0.0, hi=0.9999)
     """Keep a moving average of the weights with this decay per step; 0 keeps the last weights."""
     noise: str = knob("constant", choices=NOISE)
     """Noise inputs while learning: constant repeats exactly, random draws new ones each step, as published."""
@@ -53,14 +53,16 @@ class JojoganOptions(Options):
 class StyleOptions(Options):
     """How a learned style is put on a face; nothing here needs training."""
 
-    strength: float = knob(1.0, lo=0.0, hi=1.0, step=0.05)
+    strength: float = knob(0.75, lo=0.0, hi=1.0, step=0.05)
     """How much of the style: 0 is the face as embedded, 1 the whole style."""
     layers: str = knob("all")
     """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
-    pull: float = knob(0.5, lo=0.0, hi=1.0, step=0.05)
+    pull: float = knob(0.7, lo=0.0, hi=1.0, step=0.05)
     """How far the rows that the style was mixed on, which it has learned to ignore, are pulled to the mean code: 0 keeps
-    what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models)."""
+    what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models).
+    A generator tuned to the person answers best to little."""
     keep_color: bool = knob(False)
     """Keep the colours of the photo and take only light, shade and line from the style."""
-    blend: str = knob("weights", choices=BLENDS)
-    """What a strength below 1 interpolates: the weights of the networks (faster) or their features (smoother)."""
+    blend: str = knob("features", choices=BLENDS)
+    """What a strength below 1 interpolates: the weights of the networks (faster) or their features (crisper, closer to
+    the person)."""

@@ -37,7 +37,7 @@ class Options(BaseOptions):
     """names of styles or style files; by default every style that is bundled or installed"""
     model: str = zoo.DEFAULT_GENERATOR
     """base model, name or file"""
-    inverter: str = knob("pivotal", choices=INVERTERS)
+    inverter: str = knob("w+", choices=INVERTERS)
     """how the faces are embedded, see limner stylize"""
     invert_steps: int = knob(100, lo=1, hi=20_000)
     """steps of the search for each face"""
@@ -187,7 +187,10 @@ def _sample_heads(path: Path, styles: dict[str, Style], options: Options, models
     with torch.no_grad():
         latent = Latent("w+", generator.truncate(generator.broadcast(generator.mapping(z)), PSI))
         rows = [media.to_pixels(render(generator, latent))]
-    rows += [media.to_pixels(paint(generator, style, latent, StyleOptions())) for style in styles.values()]
+    rows += [
+        media.to_pixels(paint(generator, style, latent, StyleOptions(strength=1.0)))
+        for style in styles.values()
+    ]
     _write_sheet(path, rows, ["plain", *styles], [], options)
 
 

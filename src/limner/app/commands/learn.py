@@ -158,7 +158,7 @@ def preview_sheet(result: LearnResult, style: Style, models: Models) -> np.ndarr
         result.references[:PREVIEW_FACES],
         result.embedded[:PREVIEW_FACES],
         media.to_pixels(plain),
-        media.to_pixels(paint(models.generator, style, latent, StyleOptions())),
+        media.to_pixels(paint(models.generator, style, latent, StyleOptions(strength=1.0))),
     ]
     labels = ("style pictures", "as embedded", "random faces", "in the style")
     return media.make_sheet(rows, labels, cell_px=max(128, models.generator.resolution))
