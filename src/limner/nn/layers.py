@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import ShapeError
-from limner.nn.fused import convolve, finish
+from limner.nn.fused import convolve, finish, mix_channels
 
 SQRT2 = math.sqrt(2.0)
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -141,11 +141,8 @@ def colours(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor) -> Tensor:
 
     A matrix product per image: weights of so few outputs are cheaper to scale than activations, whatever the batch.
     """
-    batch, channels, height, width = x.shape
-    weight = weight.view(1, -1, channels) * styles[:, None]  # (B, O, I)
-    pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-    y = torch.baddbmm(bias.to(x.dtype), pixels, weight.to(x.dtype).transpose(1, 2))  # (B, H W, O)
-    return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    weight = (weight[None, :, :, 0, 0] * styles[:, None]).to(x.dtype)  # (B, O, I)
+    return mix_channels(x, weight) + bias.to(x.dtype).view(1, -1, 1, 1)
 
 
 class EqualLinear(nn.Module):
@@ -210,11 +207,11 @@ class EqualConv2d(nn.Module):
         # Leaky ReLU commutes with positive factors: all of them go into weight and bias.
         factor = gain if self.bias is None else gain * SQRT2
         weight = (self.weight * (factor / math.sqrt(self.weight[0].numel()))).to(x.dtype)
-        if not self.down:
-            x = convolve(x, weight, padding=size // 2)
-        elif size == 1:
+        if size == 1:
             # A 1x1 convolution with stride 2 reads every other filtered pixel: filter only those.
-            x = convolve(fir(x, pad=1, stride=2), weight)
+            x = mix_channels(fir(x, pad=1, stride=2) if self.down else x, weight[:, :, 0, 0])
+        elif not self.down:
+            x = convolve(x, weight, padding=size // 2)
         else:
             x = convolve(fir(x, pad=2), weight, stride=2)
         if self.bias is None:

@@ -9,6 +9,7 @@ Source: Karras et al. 2020 (arXiv 1912.04958), configuration F; class conditioni
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class MappingNetwork(nn.Module):
         widths = [z_dim + (w_dim if label_dim else 0)] + [w_dim] * depth
         self.layers = nn.ModuleList(
             EqualLinear(a, b, lr_multiplier=lr_multiplier, activate=True)
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in itertools.pairwise(widths)
         )
 
     def forward(self, z: Tensor | None, labels: Tensor | None = None) -> Tensor:
@@ -469,7 +470,7 @@ class Discriminator(nn.Module):
         self.from_rgb = EqualConv2d(rgb_channels, table[resolution], 1, clamp=activation_clamp)
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(table[big], table[small], clamp=activation_clamp)
-            for big, small in zip(sizes, sizes[1:], strict=False)
+            for big, small in itertools.pairwise(sizes)
         )
         width = table[4]
         self.conv = EqualConv2d(width + std_channels, width, 3, clamp=activation_clamp)
