@@ -20,7 +20,9 @@ from limner.training.data import list_pictures, read_pictures
 
 def main() -> None:
     """Read the command line and write the zip, complete or not at all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="folder or zip of square pictures")
     parser.add_argument("out", type=Path, help="zip to write")
     parser.add_argument("--size", type=int, default=128, help="side in px (128)")
@@ -32,7 +34,9 @@ def main() -> None:
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, pixels in zip(names, read_pictures(arguments.source, names, arguments.size), strict=True):
             file = io.BytesIO()
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "JPEG", quality=arguments.quality, subsampling=0)
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(
+                file, "JPEG", quality=arguments.quality, subsampling=0
+            )
             archive.writestr(str(Path(name).with_suffix(".jpg")), file.getvalue())
     os.replace(part, arguments.out)
     print(f"{arguments.out}: {len(names)} pictures, {arguments.out.stat().st_size / 2**20:.1f} MiB")

@@ -77,8 +77,9 @@ def reverse_colours(network: Any) -> None:
     """Turn a network for BGR images into one for RGB images, or back."""
     if isinstance(network, Generator):
         for layer in network.synthesis.to_rgb:
-            layer.weight.data = layer.weight.data.flip(0)
-            layer.bias.data = layer.bias.data.flip(0)
+            for name in ("weight", "bias"):
+                values = layer.get_parameter(name)
+                values.data = values.data.flip(0)
     elif isinstance(network, Discriminator):
         network.from_rgb.weight.data = network.from_rgb.weight.data.flip(1)
 

@@ -6,7 +6,7 @@ Tensors are named ``generator.*``, ``discriminator.*``, ... as in the modules' `
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -122,7 +122,7 @@ def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> N
             raise CheckpointError(
                 f"the {part} ({type(network).__name__}) cannot be written to a native file yet"
             )
-        header[part] = network.config()
+        header[part] = cast("Generator | Discriminator", network).config()
         for name, value in network.state_dict().items():
             tensors[f"{part}.{name}"] = _stored(value, DTYPES[dtype], f"{part}.{name}")
     if not tensors:

@@ -184,7 +184,7 @@ class Projector:
             generator, self.space, count=options.mean_samples, rng=self.rng
         )
         start = self._start(init)
-        maps = noise or [layer.noise[None, None] for layer in generator.synthesis.layers]
+        maps = noise or [layer.get_buffer("noise")[None, None] for layer in generator.synthesis.layers]
         self.faces = [
             _Face(
                 parts=[part[i : i + 1].detach().clone().requires_grad_() for part in start.parts],

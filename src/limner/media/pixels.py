@@ -104,8 +104,9 @@ def make_sheet(
     fitted = [[None if one is None else _fit(one, side) for one in row] for row in rows]
     cells = [one for row in fitted for one in row if one is not None]
     height, width = max(one.shape[0] for one in cells), max(one.shape[1] for one in cells)
-    font = ImageFont.load_default(max(11, min(32, side // 12)))
-    line = round(font.size * 1.5)
+    font_px = max(11, min(32, side // 12))
+    font = ImageFont.load_default(font_px)
+    line = round(font_px * 1.5)
     left = max((round(font.getlength(text)) + 2 * gap_px for text in row_labels), default=0)
     top = line if column_labels else 0
     columns = max(map(len, fitted))

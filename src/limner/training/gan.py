@@ -75,7 +75,7 @@ def start_from(G: Generator, parent: Generator) -> frozenset[str]:
         )
     with torch.no_grad():
         for j in range(len(parent.synthesis.channels), len(G.synthesis.channels)):
-            G.synthesis.to_rgb[j].weight.zero_()
+            G.synthesis.to_rgb[j].get_parameter("weight").zero_()
     return frozenset(new) if sizes else frozenset()
 
 
@@ -117,7 +117,8 @@ def build_run(
             block.requires_grad_(False)
     if parent_discriminator:
         copy_matching(D, parent_discriminator)
-    G, D = (net.to(runtime.device, memory_format=torch.channels_last) for net in (G, D))
+    layout: Any = {"memory_format": torch.channels_last}  # torch's stubs do not know it
+    G, D = (net.to(runtime.device, **layout) for net in (G, D))
     pictures = PictureSet(options.data, options.resolution, select=options.select)
     ema = copy.deepcopy(G).requires_grad_(False).eval()
     return GanRun(options=options, runtime=runtime, pictures=pictures, G=G, ema=ema, D=D, new_parameters=new)

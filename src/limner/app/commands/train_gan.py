@@ -39,7 +39,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.training.gan import GanTraining, build_run
     from limner.training.yardstick import Yardstick
 
-    trunk = None
+    trunk: Any = None
     if options.discriminator == "projected" or options.metric_samples:
         trunk = zoo.load("lite0").to(runtime.device, memory_format=torch.channels_last)
     parent, parent_d = _parent(options)
