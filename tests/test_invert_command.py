@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from limner import media
+from limner import media, zoo
 from limner.app import cli
 from limner.app.commands.invert import Options, search_options
 from limner.checkpoints import Checkpoint, save
@@ -65,7 +65,13 @@ def test_codes_picture_and_report_agree(model, picture, generator, tmp_path):
     target = media.read(picture).pixels.astype(float)
     assert face["psnr"] == pytest.approx(10 * np.log10(255**2 / ((written - target) ** 2).mean()), abs=0.05)
     assert face["trunk"] == "lite0"
+    embedder = zoo.load("identity")
+    ours, theirs = (
+        embedder(media.to_image(media.read(file).pixels)) for file in (out / "face_01.png", picture)
+    )
+    assert face["identity"] == pytest.approx(float((ours - theirs).norm() ** 2), abs=5e-3)
     report = json.loads((out / "report.json").read_text())
+    assert report["identity"] == {"embedder": "dlib", "distance": "squared L2", "same_person_below": 0.36}
     assert report["faces"][0]["psnr"] == face["psnr"]
     provenance = media.read_provenance(out / "face_01.png")
     assert provenance is not None

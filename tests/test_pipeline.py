@@ -89,6 +89,25 @@ def test_every_face_is_restyled_and_the_rest_stays(models: Models, style: Style)
     assert steps[0] == dataclasses.replace(PipelineStep("embed", 1, 2, 1, 2, 0.0), loss=steps[0].loss)
 
 
+def test_identity_is_measured_when_asked_for(models: Models, style: Style) -> None:
+    """Both figures are squared distances of embeddings; without the argument the embedder is not even loaded."""
+    photo, options = make_photo(), StylizeOptions(face="largest", **FAST)
+    embedded = embed_faces(photo, options, models=models)
+    plain = stylize(photo, style, options, models=models, embedded=embedded).faces[0]
+    assert (plain.identity_embedded, plain.identity_styled) == (None, None)
+    assert "embedder" not in vars(models)
+    face = stylize(
+        photo, style, options, models=models, embedded=embedded, identity=models.identity_distance
+    ).faces[0]
+    assert np.array_equal(face.styled, plain.styled)
+    crop, near, far = (
+        models.embedder(media.to_image(pixels)) for pixels in (face.crop, face.embedded, face.styled)
+    )
+    assert face.identity_embedded == pytest.approx(float((near - crop).norm() ** 2), abs=5e-3)
+    assert face.identity_styled == pytest.approx(float((far - crop).norm() ** 2), abs=5e-3)
+    assert face.identity_styled != pytest.approx(face.identity_embedded, abs=1e-2)
+
+
 def test_results_repeat(models: Models, style: Style) -> None:
     """Two runs are bit-identical."""
     first, second = (
@@ -227,6 +246,9 @@ def test_stylize_command(
     output = photo_file.with_name("me-dark.png")
     record = json.loads(capsys.readouterr().out)
     assert record["photos"][0]["files"] == [str(output), str(output.with_name("me-dark-compare.png"))]
+    figures = record["photos"][0]["faces"][0]
+    assert 0 < figures["identity"] < 2
+    assert 0 < figures["identity_styled"] < 2
     written = media.read(output)
     assert written.pixels.shape == make_photo().shape
     assert written.source_type == "compositeWithTrainedAlgorithmicMedia"
@@ -297,6 +319,24 @@ def test_learn_command_writes_a_style_and_a_preview(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_pictures_beyond_the_limit_are_refused(
+    base: Path, style: Style, generator: Generator, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By stylize, as photo and as style picture, and by learn."""
+    limit = ["--max-megapixels", "0.01"]
+    style_picture = media.write(photo_file.with_name("look.png"), make_photo())
+    small = media.write(photo_file.with_name("small.png"), make_photo(90, 90))
+    dark = photo_file.with_name("dark.limner")
+    save_style(style, dark, generator)
+    for words in (
+        ["learn", str(style_picture), "--model", str(base), "--out", str(photo_file.with_name("x.limner"))],
+        stylize_words(small, base, style_picture),
+        stylize_words(photo_file, base, dark),
+    ):
+        assert main([*words, *limit]) == 2
+        assert "max-megapixels" in capsys.readouterr().err.replace("_", "-")
+
+
 def test_random_noise_is_never_used_when_painting(models: Models, style: Style) -> None:
     """Torch's global random state plays no part."""
     first = stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels
@@ -334,6 +374,8 @@ def test_demo_writes_photos_comparison_and_heads(
         "random-heads.png",
     }
     assert [(entry["photo"], entry["style"]) for entry in record["figures"]] == [("astronaut", "dark")]
+    assert record["figures"][0]["identity_styled"] > 0
+    assert record["figures"][0]["identity_embedded"] > 0
     restyled = media.read(out / "astronaut-dark.png").pixels
     assert restyled.shape == astronaut.shape
     assert (restyled != astronaut).any()

@@ -27,6 +27,7 @@ of 1 means "as different as two strangers".
 """
 
 Trunk = Callable[[Tensor], Sequence[Tensor]]
+Embedder = Callable[[Tensor], Tensor]
 
 
 # Adversarial losses
@@ -246,6 +247,25 @@ def perceptual_distance(
     """
     _check_pair(a, b)
     return maps_distance(trunk(a), trunk(b), weights=weights)
+
+
+def identity_distance(embedder: Embedder, a: Tensor, b: Tensor) -> Tensor:
+    """Return how different the persons in two faces are to an identity embedder: squared L2, (B,).
+
+    Dlib takes faces below 0.36 for one person (`limner.nn.identity.SAME_PERSON`; its threshold 0.6 is not squared).
+
+    Args:
+        embedder: image -> embedding (B, D), such as `limner.nn.identity.DlibResNet`.
+        a, b: (B, 3, H, H), [-1, 1], aligned as the embedder wants it; the sizes may differ.
+
+    Raises:
+        ShapeError: not as many images in either batch.
+    """
+    if a.ndim != 4 or b.ndim != 4 or len(a) != len(b):
+        raise ShapeError(
+            f"images have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected two (B, 3, H, H), B being equal"
+        )
+    return (embedder(a) - embedder(b)).square().sum(1)
 
 
 def gram_matrix(features: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ LOADERS = {
     "model": "limner.checkpoints:load",
     "trunk": "limner.nn.features:load_trunk",
     "detector": "limner.faces.detect:load_mtcnn",
+    "identity": "limner.nn.identity:load_identity",
 }
 
 
@@ -36,7 +37,7 @@ class Card:
     Args:
         name: what it is called on the command line.
         path: where it lies.
-        kind: model, style, trunk, detector, encoder.
+        kind: model, style, trunk, detector, identity, encoder.
         sha256: digest of the file when it was bundled or installed.
         bytes: its size.
         licence: terms of the weights.
@@ -180,7 +181,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def load(name: str) -> Any:
-    """Load a model by name: a `Checkpoint`, a feature trunk or a face detector, according to its kind.
+    """Load a model by name: a `Checkpoint`, a feature trunk, a face detector or an identity embedder, by its kind.
 
     Raises:
         ZooError: no such model, or its kind is loaded by something else.

@@ -30,7 +30,7 @@ class FitReport:
         ssim: structural similarity; None below 11 px.
         perceptual: perceptual distance, None without a trunk.
         trunk: name of the trunk that measured it.
-        identity: distance of the identity embeddings, None without an embedder.
+        identity: squared distance of the identity embeddings, None without an embedder.
         steps: steps that were taken, all stages together.
         seconds: wall time of the whole call divided by its pictures.
     """

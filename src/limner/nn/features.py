@@ -288,27 +288,51 @@ def load_trunk(path: str | Path) -> Lite0:
         UnknownFormatError: not a safetensors file of kind "trunk".
         KeyMismatchError: its tensors are not those of the architecture it names.
     """
+    about, packed = read_native(
+        path,
+        kind="trunk",
+        architecture="Lite0",
+        what="the feature trunk",
+        remedy="make them with scripts/convert_lite0.py",
+    )
+    trunk = Lite0(**about.get("trunk", {}))
+    load_strictly(trunk, {name: value.float() for name, value in packed.items()}, where=str(path))
+    return trunk
+
+
+def read_native(
+    path: str | Path, *, kind: str, architecture: str, what: str, remedy: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read metadata and tensors, as stored, of one of Limner's own small safetensors files.
+
+    Args:
+        kind, architecture: what its metadata must say.
+        what: names the network in messages.
+        remedy: what to do where there is no file.
+
+    Raises:
+        ZooError: there is no such file.
+        UnknownFormatError: not a safetensors file, or of another kind or architecture.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
-        raise ZooError(f"no weights of the feature trunk at {path}; make them with scripts/convert_lite0.py")
+        raise ZooError(f"no weights of {what} at {path}; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("limner", "{}"))
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError) as error:
         raise UnknownFormatError(
             f"{path} is not a safetensors file with Limner's metadata: {error}"
         ) from None
-    if about.get("kind") != "trunk" or about.get("architecture") != "Lite0":
+    if about.get("kind") != kind or about.get("architecture") != architecture:
         raise UnknownFormatError(
             f"{path} holds kind {about.get('kind')!r}, architecture {about.get('architecture')!r}; "
-            "expected kind 'trunk', architecture 'Lite0'"
+            f"expected kind {kind!r}, architecture {architecture!r}"
         )
-    trunk = Lite0(**about.get("trunk", {}))
-    load_strictly(trunk, state, where=str(path))
-    return trunk
+    return about, state
 
 
 def load_torchvision(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from limner import checkpoints, zoo
+from limner import checkpoints, losses, zoo
 from limner.errors import CheckpointError
 from limner.faces import Detector
 from limner.inversion import TrunkDistance
 from limner.nn.features import Lite0
+from limner.nn.identity import DlibResNet
 from limner.nn.stylegan2 import Discriminator, Generator
 
 TRUNK = "lite0"
+EMBEDDER = "identity"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +47,15 @@ class Models:
     def make_distance(self) -> TrunkDistance:
         """Return a perceptual distance; it keeps the target's features, so every search takes its own."""
         return TrunkDistance(self.trunk, name=TRUNK)
+
+    @functools.cached_property
+    def embedder(self) -> DlibResNet:
+        """The bundled identity embedder, loaded when it is first asked for."""
+        return zoo.load(EMBEDDER).to(self.device).eval()
+
+    def identity_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two batches of aligned faces -> squared identity distances, (B,); see `limner.losses.identity_distance`."""
+        return losses.identity_distance(self.embedder, a, b)
 
 
 def load_models(base: str | Path = zoo.DEFAULT_GENERATOR, *, device: torch.device | str = "cpu") -> Models:

@@ -14,7 +14,7 @@ from torch import Tensor
 from limner import faces, media
 from limner.errors import CheckpointError, FaceNotFoundError, OptionError
 from limner.faces import Alignment, AlignOptions
-from limner.inversion import FitReport, Inversion, InversionOptions, PivotalOptions, invert
+from limner.inversion import Distance, FitReport, Inversion, InversionOptions, PivotalOptions, invert
 from limner.nn import deltas
 from limner.options import to_mapping
 from limner.pipeline.models import Models
@@ -58,6 +58,8 @@ class FaceResult:
         crop, embedded, styled: the photo's face, as embedded, and restyled, uint8 (R, R, 3) each.
         report: how close the embedding came.
         distance_embedded, distance_styled: perceptual distance from the photo's face.
+        identity_embedded, identity_styled: squared identity distance from the photo's face, None where it was not
+            measured.
         seconds: wall time of this face.
     """
 
@@ -68,6 +70,8 @@ class FaceResult:
     report: FitReport
     distance_embedded: float
     distance_styled: float
+    identity_embedded: float | None
+    identity_styled: float | None
     seconds: float
 
 
@@ -112,6 +116,7 @@ def stylize(
     models: Models,
     where: str = "the photo",
     embedded: Sequence[tuple[Alignment, Inversion]] | None = None,
+    identity: Distance | None = None,
     on_step: OnStep | None = None,
 ) -> StylizeResult:
     """Restyle the faces of a photo.
@@ -123,6 +128,7 @@ def stylize(
         models: see `load_models`.
         where: the photo's name, for messages.
         embedded: what `embed_faces` returned, to put another style on the same faces without searching again.
+        identity: (image, image) -> (B,), for the figures only, such as ``models.identity_distance``.
         on_step: called after every step of the search.
 
     Raises:
@@ -134,7 +140,7 @@ def stylize(
     style.check_base(models.generator)
     if embedded is None:
         embedded = embed_faces(pixels, options, models=models, where=where, on_step=on_step)
-    results = [_restyle(pixels, style, options, models, *face) for face in embedded]
+    results = [_restyle(pixels, style, options, models, identity, *face) for face in embedded]
     portraits = [media.resize_pixels(face.styled, options.size) for face in results]
     if not options.crop:
         pixels = faces.paste_faces(
@@ -186,6 +192,7 @@ def _restyle(
     style: Style,
     options: StylizeOptions,
     models: Models,
+    identity: Distance | None,
     alignment: Alignment,
     inversion: Inversion,
 ) -> FaceResult:
@@ -199,6 +206,10 @@ def _restyle(
     distance = models.make_distance()
     with torch.no_grad():
         near, far = (float(distance(image, target)) for image in (inversion.image, styled))
+        persons = [
+            None if identity is None else float(identity(image, target))
+            for image in (inversion.image, styled)
+        ]
     return FaceResult(
         alignment=alignment,
         crop=crop,
@@ -207,6 +218,8 @@ def _restyle(
         report=inversion.report[0],
         distance_embedded=near,
         distance_styled=far,
+        identity_embedded=persons[0],
+        identity_styled=persons[1],
         seconds=inversion.report[0].seconds + time.perf_counter() - start,
     )
 

@@ -145,7 +145,14 @@ def _restyle(
     figures = []
     for name, style in styles.items():
         start = time.perf_counter()
-        result = stylize(picture.pixels, style, how, models=models, embedded=embedded)
+        result = stylize(
+            picture.pixels,
+            style,
+            how,
+            models=models,
+            embedded=embedded,
+            identity=models.identity_distance,
+        )
         seconds = time.perf_counter() - start
         record = to_mapping(how) | {"command": "demo", "style": name, "base": models.base}
         kind = "compositeWithTrainedAlgorithmicMedia"
@@ -168,6 +175,8 @@ def _figures(photo: Path, style: str, face: FaceResult, embedding_s: float, seco
         "psnr": round(face.report.psnr, 2),
         "distance_embedded": round(face.distance_embedded, 4),
         "distance_styled": round(face.distance_styled, 4),
+        "identity_embedded": None if face.identity_embedded is None else round(face.identity_embedded, 3),
+        "identity_styled": None if face.identity_styled is None else round(face.identity_styled, 3),
         "embedding_s": round(embedding_s, 2),
         "styling_s": round(seconds, 2),
     }
@@ -218,13 +227,21 @@ def _explain(
     options: Options,
     console: Console,
 ) -> None:
+    from limner.nn.identity import SAME_PERSON
+
     console.print()
     console.table(
-        ["photo", "style", "embedded dB", "distance", "restyled", "embedding s", "style s"],
+        [
+            *("photo", "style", "embedded dB", "distance", "restyled", "identity", "restyled"),
+            *("embedding s", "style s"),
+        ],
         [list(entry.values()) for entry in figures],
     )
     console.print(
         "distance: perceptual distance from the photo's face, after embedding and after restyling; 0 is the same picture"
+    )
+    console.print(
+        f"identity: squared distance of dlib's face embeddings from the photo's; below {SAME_PERSON} is the same person"
     )
     console.print("\nLook at")
     console.print(f"  {comparison}   every photo: its face, as embedded, in every style")

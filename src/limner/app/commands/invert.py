@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner import zoo
 from limner.app.commands.align import unique_names
 from limner.app.console import Console, format_seconds
 from limner.errors import LimnerError, MediaError, OptionError
@@ -34,8 +35,8 @@ class Options(InversionOptions, PivotalOptions, AlignOptions, DetectOptions, Rea
     out: Path = Path("inverted")
     """folder for every face's codes (NAME_01.safetensors) and what the generator paints of them (NAME_01.png), and
     for report.json"""
-    model: str = ""
-    """generator, name or file (the bundled one when none is named)"""
+    model: str = zoo.DEFAULT_GENERATOR
+    """generator, name or file"""
     preset: str = knob("fast", choices=tuple(PRESETS))
     """settings as another program publishes them; they stand in for every option that is left at its default"""
     start: Path | None = None
@@ -71,13 +72,23 @@ def run(options: Options, console: Console) -> int:
                 raise
             console.error(f"{path}: {error}" if str(path) not in str(error) else str(error))
             failed.append({"photo": str(path), "error": type(error).__name__, "message": str(error)})
-    _write_report(options.out / REPORT, {"base": base, "faces": entries, "failed": failed})
+    _write_report(
+        options.out / REPORT,
+        {"base": base, "identity": identity_measure(), "faces": entries, "failed": failed},
+    )
     _print_table(entries, console)
     console.print(
         f"wrote {len(entries)} latents to {options.out}" + f", {len(failed)} photos failed" * bool(failed)
     )
     console.result(faces=entries, failed=failed, report=options.out / REPORT)
     return 2 if failed else 0
+
+
+def identity_measure() -> dict[str, Any]:
+    """Say what the identity distances of a report are."""
+    from limner.nn.identity import SAME_PERSON, DlibResNet
+
+    return {"embedder": DlibResNet.name, "distance": "squared L2", "same_person_below": SAME_PERSON}
 
 
 def search_options(options: Options) -> InversionOptions:
@@ -126,6 +137,7 @@ def _invert_photo(
                 media.to_image(crop).to(models.device),
                 search,
                 perceptual=models.make_distance(),
+                identity=models.identity_distance,
                 init=start,
                 pivotal=pivotal,
                 on_step=lambda step, _, record, preview, bar=progress: bar.set(
@@ -218,12 +230,16 @@ def _print_table(entries: list[dict[str, Any]], console: Console) -> None:
             f"{entry['psnr']:.2f}",
             "-" if entry["ssim"] is None else f"{entry['ssim']:.3f}",
             "-" if entry["perceptual"] is None else f"{entry['perceptual']:.4f}",
+            f"{entry['identity']:.3f}",
             entry["steps"],
             format_seconds(entry["seconds"]),
         )
         for entry in entries
     ]
     trunk = entries[0]["trunk"] or "no trunk"
-    console.table(
-        ("photo", "face", "method", "PSNR dB", "SSIM", f"perceptual ({trunk})", "steps", "time"), rows
+    about = identity_measure()
+    columns = ("photo", "face", "method", "PSNR dB", "SSIM", f"perceptual ({trunk})")
+    console.table((*columns, f"identity ({about['embedder']})", "steps", "time"), rows)
+    console.print(
+        f"identity: squared distance of the embeddings; below {about['same_person_below']} is the same person"
     )

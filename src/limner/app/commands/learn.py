@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limner import zoo
 from limner.app.console import Console, format_bytes, format_seconds
 from limner.errors import OptionError
+from limner.faces.options import ReadOptions
 from limner.options import knob
 from limner.pipeline.options import LearnOptions
 
@@ -25,7 +26,7 @@ PREVIEW_FACES = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(LearnOptions):
+class Options(LearnOptions, ReadOptions):
     """Options of ``limner learn``."""
 
     pictures: tuple[Path, ...] = knob()
@@ -71,6 +72,7 @@ def run(options: Options, console: Console) -> int:
         console,
         preview=options.preview,
         notes={"licence": options.licence, "source": options.source, "recipe": options.recipe},
+        max_megapixels=options.max_megapixels,
     )
     console.result(style=out, seconds=time.perf_counter() - start, **style.compression)
     return 0
@@ -86,6 +88,7 @@ def learn_files(
     *,
     preview: bool = False,
     notes: Mapping[str, str] | None = None,
+    max_megapixels: float | None = None,
 ) -> Style:
     """Learn a style from picture files, save it and return it as saved.
 
@@ -97,13 +100,14 @@ def learn_files(
         console: shows progress, time left and what came out.
         preview: write a sheet beside the file.
         notes: ``licence``, ``source`` and ``recipe``, which go into the file; those not given are made up from names.
+        max_megapixels: largest picture that is opened; None for the limit of `limner.media`.
     """
     from limner import media
     from limner.pipeline import learn_style
     from limner.stylization import save_style
 
-    read = [_read(path, console) for path in pictures]
-    twins = [_read(path, console) for path in sources]
+    read = [_read(path, console, max_megapixels) for path in pictures]
+    twins = [_read(path, console, max_megapixels) for path in sources]
     start = time.perf_counter()
     with console.progress(options.invert_steps + options.steps, "learning the style") as progress:
 
@@ -164,10 +168,10 @@ def preview_sheet(result: LearnResult, style: Style, models: Models) -> np.ndarr
     return media.make_sheet(rows, labels, cell_px=max(128, models.generator.resolution))
 
 
-def _read(path: Path, console: Console) -> np.ndarray:
+def _read(path: Path, console: Console, max_megapixels: float | None) -> np.ndarray:
     from limner import media
 
-    picture = media.read(path)
+    picture = media.read(path, max_megapixels=max_megapixels or media.MAX_MEGAPIXELS)
     for note in picture.notes:
         console.warn(f"{path}: {note}")
     return picture.pixels

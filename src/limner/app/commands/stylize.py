@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionError
+from limner.faces.options import ReadOptions
 from limner.options import knob, to_mapping
 from limner.pipeline.options import LearnOptions, StylizeOptions
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 STYLE_SUFFIX = ".limner"
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-UNRECORDED = ("photos", "out", "compare", "overwrite")  # they change no pixel
+UNRECORDED = ("photos", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(StylizeOptions):
+class Options(StylizeOptions, ReadOptions):
     """Options of ``limner stylize``."""
 
     photos: tuple[Path, ...] = knob()
@@ -51,7 +52,7 @@ def run(options: Options, console: Console) -> int:
     from limner.pipeline import load_models
 
     models = load_models(options.model, device=pick_device(console.settings))
-    style = find_style(options.style, outputs[0].parent, models, console)
+    style = find_style(options, outputs[0].parent, models, console)
     written, failed = [], []
     for photo, output in zip(options.photos, outputs, strict=True):
         try:
@@ -111,18 +112,18 @@ def numbered(output: Path, number: int, count: int) -> Path:
     return output if count == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
 
 
-def find_style(name: str, folder: Path, models: Models, console: Console) -> Style:
+def find_style(options: Options, folder: Path, models: Models, console: Console) -> Style:
     """Return the style that a name, a ``.limner`` file or a picture stands for.
 
     Args:
-        name: as on the command line.
+        options: whose ``style`` is looked for.
         folder: where a style that is learned from a picture is kept.
         models: to learn with.
         console: shows the progress.
     """
     from limner.stylization import load_style
 
-    styles = zoo.names("style")
+    name, styles = options.style, zoo.names("style")
     if name in styles:
         return load_style(zoo.path(name))
     path = Path(name)
@@ -133,10 +134,13 @@ def find_style(name: str, folder: Path, models: Models, console: Console) -> Sty
         raise OptionError(
             f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {known}"
         )
-    return _learn_or_reuse(path, folder / f"{path.stem}{STYLE_SUFFIX}", models, console)
+    kept = folder / f"{path.stem}{STYLE_SUFFIX}"
+    return _learn_or_reuse(path, kept, options.max_megapixels, models, console)
 
 
-def _learn_or_reuse(picture: Path, kept: Path, models: Models, console: Console) -> Style:
+def _learn_or_reuse(
+    picture: Path, kept: Path, max_megapixels: float | None, models: Models, console: Console
+) -> Style:
     from limner.app.commands.learn import learn_files
     from limner.stylization import load_style
 
@@ -152,16 +156,17 @@ def _learn_or_reuse(picture: Path, kept: Path, models: Models, console: Console)
             console.print(f"style: {kept}, learned from {picture.name} before")
             return style
         kept = kept.with_name(f"{kept.stem}-{digest[:8]}{kept.suffix}")
-    return learn_files([picture], [], kept, options, models, console)
+    return learn_files([picture], [], kept, options, models, console, max_megapixels=max_megapixels)
 
 
 def _restyle(
     photo: Path, output: Path, style: Style, models: Models, options: Options, console: Console
 ) -> dict[str, Any]:
     from limner import media
+    from limner.nn.identity import SAME_PERSON
     from limner.pipeline import compare_sheet, stylize
 
-    picture = media.read(photo)
+    picture = media.read(photo, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
     for note in picture.notes:
         console.warn(f"{photo}: {note}")
     with console.progress(None, f"{photo.name}: embedding") as progress:
@@ -172,7 +177,15 @@ def _restyle(
                 progress.total = total
             progress.set(done, f"face {step.item} of {step.items}, loss {step.loss:.3f}")
 
-        result = stylize(picture.pixels, style, options, models=models, where=str(photo), on_step=show)
+        result = stylize(
+            picture.pixels,
+            style,
+            options,
+            models=models,
+            where=str(photo),
+            identity=models.identity_distance,
+            on_step=show,
+        )
     record = {name: value for name, value in to_mapping(options).items() if name not in UNRECORDED}
     record |= {"command": "stylize", "style_provenance": dict(style.provenance), "base": models.base}
     paths = _write(picture, result, output, options, record)
@@ -187,9 +200,19 @@ def _restyle(
             f"{photo.name}, face {number}: embedded with PSNR {face.report.psnr:.1f} dB, perceptual distance "
             f"{face.distance_embedded:.3f}, restyled {face.distance_styled:.3f}, {format_seconds(face.seconds)}"
         )
+        console.print(
+            f"  identity distance (dlib, squared; below {SAME_PERSON} is the same person): embedded "
+            f"{face.identity_embedded:.3f}, restyled {face.identity_styled:.3f}"
+        )
     console.print(f"wrote {', '.join(map(str, paths))}")
     figures = [
-        {**face.report.to_dict(), "distance_styled": face.distance_styled, "seconds": face.seconds}
+        {
+            **face.report.to_dict(),
+            "distance_styled": face.distance_styled,
+            "identity": face.identity_embedded,
+            "identity_styled": face.identity_styled,
+            "seconds": face.seconds,
+        }
         for face in result.faces
     ]
     return {"photo": photo, "files": paths, "faces": figures}
