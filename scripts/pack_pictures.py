@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import zipfile
 from pathlib import Path
 
 from PIL import Image
 
+from limner.files import replacing
 from limner.training.data import list_pictures, read_pictures
 
 
@@ -30,15 +30,13 @@ def main() -> None:
     parser.add_argument("--select", default="", help="FIRST-LAST: only pictures numbered so")
     arguments = parser.parse_args()
     names = list_pictures(arguments.source, arguments.select)
-    part = arguments.out.with_suffix(".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(arguments.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, pixels in zip(names, read_pictures(arguments.source, names, arguments.size), strict=True):
             file = io.BytesIO()
             Image.fromarray(pixels.transpose(1, 2, 0)).save(
                 file, "JPEG", quality=arguments.quality, subsampling=0
             )
             archive.writestr(str(Path(name).with_suffix(".jpg")), file.getvalue())
-    os.replace(part, arguments.out)
     print(f"{arguments.out}: {len(names)} pictures, {arguments.out.stat().st_size / 2**20:.1f} MiB")
 
 

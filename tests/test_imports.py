@@ -15,7 +15,7 @@ import limner
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/limner"
 ROWS = {
-    0: ("errors",),
+    0: ("errors", "files"),
     1: ("options", "latent", "media", "nn"),
     2: ("losses", "checkpoints", "faces"),
     3: ("metrics", "zoo", "inversion", "stylization", "editing"),

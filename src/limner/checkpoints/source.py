@@ -8,7 +8,6 @@ import difflib
 import json
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from limner.checkpoints.torch_files import is_stream_file, read_stream_file, read_zip_file
 from limner.checkpoints.unpickle import read_pickle
 from limner.errors import CheckpointError, UnknownFormatError, UnsafePickleError
+from limner.files import replacing
 
 PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".ckpt"})
 NOT_MODELS = (
@@ -157,20 +157,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory, expected a file name to write to")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        with replacing(path, sync=True) as temporary:
+            yield temporary
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,6 @@ it.  The metadata entry ``limner`` is JSON with ``version``, ``kind: latent``, `
 from __future__ import annotations
 
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError, UnknownFormatError
+from limner.files import replacing
 from limner.latent.spaces import SPACES, Latent, Space
 
 VERSION = 1
@@ -78,12 +77,8 @@ def save_latent(
     notes = {**(metadata or {}), "version": VERSION, "kind": "latent", "space": latent.space}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            partial.write_bytes(save(tensors, metadata={"limner": json.dumps(notes)}))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"limner": json.dumps(notes)}))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
     return path

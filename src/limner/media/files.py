@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import re
-import secrets
 import struct
 import threading
 import zlib
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from limner.errors import MediaError
+from limner.files import replacing
 from limner.media.pixels import check_pixels
 
 logger = logging.getLogger(__name__)
@@ -254,17 +254,12 @@ def write(
         )
     xmp = _make_xmp(dict(options or {}), source_type or photo.source_type)
     image, settings = _prepare(photo, kind, xmp, quality)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             image.save(file, kind, **settings)
-        temporary.replace(path)
     except BROKEN as error:
         raise MediaError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 

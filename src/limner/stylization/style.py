@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.errors import CheckpointError, KeyMismatchError, ShapeError, UnknownFormatError
+from limner.files import replacing
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator, Noise
@@ -312,15 +311,8 @@ def _notes(style: Style) -> dict[str, Any]:
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, partial, metadata=metadata)
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner import zoo
 from limner.errors import MediaError, OptionError
+from limner.files import replacing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -87,15 +88,6 @@ def read_pictures(source: Path, names: list[str], resolution: int) -> Iterator[n
             archive.close()
 
 
-def cache_folder() -> Path:
-    """Return the folder for prepared arrays: ``LIMNER_CACHE`` or the user's cache folder."""
-    base = (
-        os.environ.get("LIMNER_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "limner"
-    )
-    return Path(base) / "datasets"
-
-
 class PictureSet:
     """All training pictures in memory as uint8 (N, 3, R, R).
 
@@ -112,7 +104,11 @@ class PictureSet:
         stamp = f"{path.resolve()}|{resolution}|{len(self.names)}|{path.stat().st_mtime_ns}|" + "|".join(
             self.names
         )
-        file = cache_folder() / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}-{resolution}.npy"
+        file = (
+            zoo.cache_dir()
+            / "datasets"
+            / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}-{resolution}.npy"
+        )
         if cache and file.exists():
             self.pixels = torch.from_numpy(np.load(file))
             return
@@ -120,10 +116,8 @@ class PictureSet:
         self.pixels = torch.from_numpy(array)
         if cache:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            with part.open("wb") as out:
+            with replacing(file) as temporary, temporary.open("wb") as out:
                 np.save(out, array)
-            part.rename(file)
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import CheckpointError, DivergedError, MissingExtraError
+from limner.files import replacing
 
 
 class Runtime:
@@ -140,9 +140,8 @@ def update_average(
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state of tensors and plain values, complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with replacing(path, sync=True) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -167,9 +166,8 @@ class Journal:
         """Drop lines after ``kimg``: a resumed run writes them again."""
         if self.path.exists():
             kept = [line for line in self.read() if line["kimg"] <= kimg]
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            part.rename(self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; raise `DivergedError` if a loss is not finite."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from limner.app.console import Console
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
+from limner.files import replacing
 from limner.options import knob, to_mapping
 
 if TYPE_CHECKING:
@@ -96,9 +97,8 @@ def write_sidecar(path: Path, photo: Photo, alignment: Alignment) -> None:
     height, width = photo.pixels.shape[:2]
     values: dict[str, Any] = {"version": 1, "kind": "alignment"}
     values |= {"photo": str((photo.path or Path()).resolve()), "photo_size": [width, height]}
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(values | alignment.to_mapping(), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(values | alignment.to_mapping(), indent=1), encoding="utf-8")
     except OSError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}") from None
