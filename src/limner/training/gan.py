@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from limner import media
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.nn.projected import ProjectedDiscriminator
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -118,7 +118,8 @@ def build_run(
     if parent_discriminator:
         copy_matching(D, parent_discriminator)
     layout: Any = {"memory_format": torch.channels_last}  # torch's stubs do not know it
-    G, D = (net.to(runtime.device, **layout) for net in (G, D))
+    for network in (G, D):
+        network.to(runtime.device, **layout)
     pictures = PictureSet(options.data, options.resolution, select=options.select)
     ema = copy.deepcopy(G).requires_grad_(False).eval()
     return GanRun(options=options, runtime=runtime, pictures=pictures, G=G, ema=ema, D=D, new_parameters=new)
@@ -260,10 +261,9 @@ class GanTraining:
         z = torch.cat(
             [torch.randn(1, run.ema.z_dim, generator=torch.Generator().manual_seed(s)) for s in range(64)]
         )
-        images = torch.cat([run.ema(part).float().cpu() for part in z.to(run.runtime.device).split(16)])
-        side = run.options.resolution
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().view(8, 8, 3, side, side)
-        grid = pixels.permute(0, 3, 1, 4, 2).reshape(8 * side, 8 * side, 3).contiguous()
+        parts = z.to(run.runtime.device).split(16)
+        faces = [pixels for part in parts for pixels in media.to_pixels(run.ema(part))]
+        sheet = media.make_sheet([faces[start : start + 8] for start in range(0, 64, 8)], gap_px=0)
+        about = {"command": "train gan", "images": run.images, "seeds": "0-63", "psi": 1}
         path = self.out / "sheets" / f"{int(run.kimg):06d}.png"
-        Image.fromarray(grid.numpy()).save(path)
-        return path
+        return media.write(path, sheet, options=about, source_type="trainedAlgorithmicMedia")
