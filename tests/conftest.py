@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool: the tests' tensors are tiny
 
@@ -51,3 +55,36 @@ def discriminator() -> Discriminator:
     """A seeded 32 px discriminator."""
     torch.manual_seed(1)
     return Discriminator(resolution=RESOLUTION, channels=CHANNELS).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _root_obeys_permissions() -> Iterator[bool]:
+    """Take from root, in this thread, the right to write where nobody may; yield whether permissions count now."""
+    if os.geteuid() != 0:
+        yield True
+        return
+    libc = ctypes.CDLL(None)
+    head = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface; this thread
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: low words, then high words
+    if not hasattr(libc, "capget") or libc.capget(head, data):
+        yield False
+        return
+    before = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    done = libc.capset(head, data) == 0
+    try:
+        yield done
+    finally:
+        data[0] = before
+        libc.capset(head, data)
+
+
+@pytest.fixture
+def locked_folder(tmp_path) -> Iterator[Path]:
+    """A folder in which nothing can be written, not even by root."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    with _root_obeys_permissions() as obeyed:
+        if not obeyed:
+            pytest.skip("root may write everywhere on this system")
+        yield folder

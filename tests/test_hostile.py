@@ -1,19 +1,23 @@
-"""Photos that are none, too large, empty or without a face, at the command line: one clear line each."""
+"""Photos, models and folders that cannot be used, at the command line: one clear line each."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from limner import media
+from limner import checkpoints, media
 from limner.app import cli
+from limner.nn.stylegan2 import Generator
+from limner.stylization.style import save_style, style_between
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -66,6 +70,38 @@ def nothing(folder: Path) -> Path:
     return folder / "nothing.jpg"
 
 
+def errors_in(text: str) -> list[str]:
+    """Return the lines of standard error that say what is wrong."""
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if "error: " in line]
+
+
+@pytest.fixture
+def model(tmp_path, generator, discriminator) -> Path:
+    """A tiny model file."""
+    path = tmp_path / "tiny.safetensors"
+    checkpoints.save(checkpoints.Checkpoint(generator=generator, discriminator=discriminator), path)
+    return path
+
+
+@pytest.fixture
+def style(tmp_path, generator) -> Path:
+    """A style file of the tiny model."""
+    other = Generator(**generator.config())
+    other.load_state_dict(generator.state_dict())
+    with torch.no_grad():
+        other.synthesis.to_rgb[-1].bias.sub_(1)
+    path = tmp_path / "dark.limner"
+    save_style(style_between(generator, other, method="jojogan", options={}), path, generator)
+    return path
+
+
+@pytest.fixture
+def portrait(tmp_path) -> Path:
+    """A picture that can be taken for an aligned face."""
+    return media.write(tmp_path / "portrait.png", np.full((48, 48, 3), 120, np.uint8))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -89,6 +125,91 @@ def test_photos_that_cannot_be_used(tmp_path, make, message):
     assert str(photo) in errors[0]
     assert "Traceback" not in err
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("command", ["stylize", "invert"])
+def test_every_photo_that_cannot_be_used_is_named(tmp_path, model, style, command):
+    bad = [make(tmp_path) for make in (huge_header, no_bytes, cut_short, no_picture, no_face, nothing)]
+    words = [command, *bad, "--model", model, "--out", tmp_path / "out"]
+    status, _, err = run(*words, *(["--style", style] if command == "stylize" else []))
+    assert status == 2
+    for photo in bad:
+        assert sum(str(photo) in line for line in errors_in(err)) == 1, photo
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".png", ".safetensors")]
+
+
+@pytest.mark.parametrize(
+    "make", [huge_header, no_bytes, cut_short, no_picture], ids=lambda make: make.__name__
+)
+def test_pictures_that_no_style_can_be_learned_from(tmp_path, model, make):
+    picture = make(tmp_path)
+    status, _, err = run("learn", picture, "--model", model, "--out", tmp_path / "x.limner")
+    (line,) = errors_in(err)
+    assert status == 2
+    assert str(picture) in line
+    assert not (tmp_path / "x.limner").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "align {portrait} --aligned --out {locked}",
+        "stylize {portrait} --aligned --invert-steps 1 --style {style} --model {model} --out {locked}/a.png",
+        "invert {portrait} --aligned --steps 1 --model {model} --out {locked}",
+        "learn {portrait} --aligned --steps 1 --invert-steps 1 --model {model} --out {locked}/a.limner",
+        "convert {model} {locked}/a.safetensors",
+        "train gan --data {pictures} --resolution 32 --metric-samples 0 --discriminator stylegan2 --out {locked}/run",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_folder_that_cannot_be_written(tmp_path, model, style, portrait, locked_folder, words):
+    (tmp_path / "pictures").mkdir()
+    media.write(tmp_path / "pictures/a.png", np.zeros((32, 32, 3), np.uint8))
+    places = {"portrait": portrait, "style": style, "model": model, "locked": locked_folder}
+    places |= {"pictures": tmp_path / "pictures"}
+    status, _, err = run(*(word.format(**places) for word in words.split()))
+    (line,) = errors_in(err)
+    assert status == 2
+    assert "Permission denied" in line
+    assert str(locked_folder) in line
+    assert not list(locked_folder.iterdir())
+
+
+class Bomb:
+    """Unpickling it by the book would make a folder."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect {bad}",
+        "convert {bad} {out}/a.safetensors",
+        "sample {bad} --out {out}/a.png",
+        "stylize {portrait} --aligned --style {style} --model {bad} --out {out}/a.png",
+        "stylize {portrait} --aligned --style {bad} --model {model} --out {out}/a.png",
+        "invert {portrait} --aligned --model {bad} --out {out}/a",
+        "learn {portrait} --aligned --model {bad} --out {out}/a.limner",
+        "train gan --data {out} --init {bad} --out {out}/run --metric-samples 0",
+    ],
+    ids=lambda words: words.replace("{", "").replace("}", "").replace(" ", "-")[:40],
+)
+def test_no_command_runs_a_malicious_pickle(tmp_path, model, style, portrait, words):
+    bad, out = tmp_path / "evil.pt", tmp_path / "out"
+    out.mkdir()
+    torch.save({"g_ema": Bomb(tmp_path / "pwned")}, bad)
+    places = {"bad": bad, "out": out, "portrait": portrait, "style": style, "model": model}
+    status, _, err = run(*(word.format(**places) for word in words.split()))
+    (line,) = errors_in(err)
+    assert status == 2
+    assert str(bad) in line
+    assert not (tmp_path / "pwned").exists()
+    assert not [file for file in out.rglob("*") if file.is_file()]
 
 
 @pytest.mark.slow

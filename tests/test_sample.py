@@ -242,9 +242,7 @@ def test_output_that_cannot_be_written(model, tmp_path):
     assert "cannot write .docx; possible are" in err
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_write_permission(model, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    status, _, err = sample(model, "-o", tmp_path / "locked")
+def test_folder_without_write_permission(model, locked_folder):
+    status, _, err = sample(model, "-o", locked_folder)
     assert status == 2
     assert "Permission denied" in err
