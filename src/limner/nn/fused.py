@@ -17,7 +17,8 @@ from torch.autograd import Function
 
 SLOPE = 0.2
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-POLYPHASE_PIXELS = 128 * 128
+POLYPHASE_NUMBERS = 2**22
+POLYPHASE_INPUTS = 128
 SMALL_WEIGHT = 64 * 128
 MANY_IMAGES = 8
 
@@ -94,30 +95,35 @@ def _convolve(x: Tensor, weight: Tensor, padding: int, stride: int, up: bool) ->
 
 def _transposed(x: Tensor, weight: Tensor) -> Tensor:
     """Transposed convolution with stride 2, weight (I, O, k, k)."""
-    if (
-        HAS_AVX512
-        or x.device.type != "cpu"
-        or weight.shape[-1] != 3
-        or x.shape[2] * x.shape[3] < POLYPHASE_PIXELS
-    ):
+    if not _wants_polyphase(x, weight):
         return F.conv_transpose2d(x, weight, stride=2)
-    # Without AVX-512, oneDNN is twice as slow here as four dense convolutions, one for each parity of the result.
+    # Four dense convolutions, one for each parity of row and column of the result.
     batch, _, height, width = x.shape
     weight = weight.transpose(0, 1).flip(2, 3)  # (O, I, 3, 3)
     y = _empty(x, batch, weight.shape[0], 2 * height + 1, 2 * width + 1)
     even, odd = slice(0, None, 2), slice(1, None, 2)
-    for rows, taps, pad in ((even, slice(0, 3, 2), 1), (odd, slice(1, 2), 0)):
-        for columns, taps2, pad2 in ((even, slice(0, 3, 2), 1), (odd, slice(1, 2), 0)):
-            y[:, :, rows, columns] = F.conv2d(x, weight[:, :, taps, taps2], padding=(pad, pad2))
+    taps = weight[:, :, even, even], weight[:, :, even, odd], weight[:, :, odd, even], weight[:, :, odd, odd]
+    y[:, :, even, even] = F.conv2d(x, taps[0], padding=1)
+    y[:, :, even, odd] = F.conv2d(x, taps[1], padding=(1, 0))
+    y[:, :, odd, even] = F.conv2d(x, taps[2], padding=(0, 1))
+    # One tap alone is a matrix product.
+    y[:, :, odd, odd] = (x.permute(0, 2, 3, 1) @ taps[3][:, :, 0, 0].t()).permute(0, 3, 1, 2)
     return y
+
+
+def _wants_polyphase(x: Tensor, weight: Tensor) -> bool:
+    """Tell where oneDNN's transposed convolution is slower than four dense ones: up to twice, for large images."""
+    inputs, _, size, _ = weight.shape
+    if x.device.type != "cpu" or size != 3 or x[0].numel() < POLYPHASE_NUMBERS:
+        return False
+    return not HAS_AVX512 or inputs >= POLYPHASE_INPUTS
 
 
 def _channels_first(x: Tensor) -> Tensor:
     """Copy to channels-first; a two-dimensional transpose per image is four times as fast as `contiguous`."""
-    batch, channels, height, width = x.shape
     y = x.new_empty(x.shape)
     for image, source in zip(y, x, strict=True):
-        image.view(channels, -1).copy_(source.permute(1, 2, 0).reshape(height * width, channels).t())
+        image.flatten(1).copy_(source.permute(1, 2, 0).flatten(0, 1).t())
     return y
 
 
@@ -160,8 +166,12 @@ class _Convolve(Function):
         grad_x = grad_weight = grad_styles = None
         twice = torch.is_grad_enabled()
         if needs_x or needs_styles:
-            # Only shape and layout of x matter here.
-            grad_x, _ = _gradients(grad, x, weight, padding, stride, up, (True, False))
+            height, width = grad.shape[2:]
+            if stride == 2 and padding == 0 and not twice and x.shape[2:] == (2 * height + 1, 2 * width + 1):
+                grad_x = _transposed(grad, weight)
+            else:
+                # Only shape and layout of x matter here.
+                grad_x, _ = _gradients(grad, x, weight, padding, stride, up, (True, False))
             assert grad_x is not None
             if needs_styles:
                 grad_styles = (grad_x * x).sum((2, 3))
