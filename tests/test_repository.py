@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import re
@@ -125,6 +126,15 @@ def test_commands_in_documents_exist(file):
         parser = cli.build_parser(name, options_class)
         _, unknown = parser.parse_known_intermixed_args(rest)
         assert not unknown, f"{file.name}: limner {' '.join(words)}"
+
+
+@pytest.mark.parametrize("file", [file for file in DOCUMENTS if file.is_file()], ids=lambda file: file.name)
+def test_python_in_documents_names_what_exists(file):
+    """Every Python block parses, and what it imports is there."""
+    for block in re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        for node in ast.parse(block).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                exec(compile(ast.Module([node], []), file.name, "exec"), {})
 
 
 def test_documents_are_there():
