@@ -131,7 +131,9 @@ def test_commands_in_documents_exist(file):
 @pytest.mark.parametrize("file", [file for file in DOCUMENTS if file.is_file()], ids=lambda file: file.name)
 def test_python_in_documents_names_what_exists(file):
     """Every Python block parses, and what it imports is there."""
-    for block in re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
         for node in ast.parse(block).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 exec(compile(ast.Module([node], []), file.name, "exec"), {})
