@@ -20,7 +20,7 @@ CASES = {"training, 128 px, batch 16": (128, 16, True), "synthesis, 1024 px": (1
 
 def measure(case: str, keep: bool, passes: int = 5) -> tuple[float, float]:
     """Return the median CPU seconds of a pass and the peak memory in MB."""
-    from limner.app.device import keep_freed_memory
+    from limner.nn.memory import keep_freed_memory
 
     if keep and not keep_freed_memory():
         raise SystemExit("this C library has no mallopt: nothing to compare")

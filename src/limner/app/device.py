@@ -50,30 +50,13 @@ def pick_device(settings: Settings, *, deterministic: bool = True) -> torch.devi
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if name == "cpu":
+        from limner.nn.memory import keep_freed_memory
+
         keep_freed_memory()
     if name == "cuda" and deterministic:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(name)
-
-
-def keep_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next tensor, and return whether it could.
-
-    glibc gives every large block back to the system and asks for it anew, page by page, at each layer: on a CPU that
-    costs up to half of the time (`benchmarks/allocator.py`).  Other C libraries are left alone.
-    """
-    import ctypes
-
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # numbers of mallopt(3)
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(
-        mallopt(name, value)
-        for name, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 28))
-    )
 
 
 def seeded_rng(seed: int) -> torch.Generator:
