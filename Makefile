@@ -41,7 +41,7 @@ format: setup  ## bring the code into format
 	$(BIN)/ruff check --fix .
 
 types: setup  ## check types
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup  ## measure this machine: one table per file of benchmarks/
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

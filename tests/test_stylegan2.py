@@ -288,3 +288,21 @@ def test_edits_see_the_features_of_every_layer(generator):
     assert seen == [(0, 4), (1, 8), (2, 8), (3, 16), (4, 16), (5, 32), (6, 32)]
     gone = generator.synthesis(w_plus, edit=lambda i, x: x * 0 if i == 6 else x)
     assert not torch.equal(gone, same)
+@pytest.mark.parametrize("kind", ["generator", "discriminator"])
+def test_bfloat16_gradients_are_near_those_of_float32(generator, discriminator, kind):
+    """What mixed precision trains with."""
+    network = generator if kind == "generator" else discriminator
+    network.requires_grad_(True)
+    shape = (2, W_DIM) if kind == "generator" else (2, 3, RESOLUTION, RESOLUTION)
+    x = normal(*shape, dtype=torch.float32)
+
+    def gradients(context: torch.autocast) -> Tensor:
+        with context:
+            y = network(x)
+        grads = torch.autograd.grad(y.float().square().mean(), list(network.parameters()), allow_unused=True)
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+    exact, rough = (
+        gradients(torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)) for enabled in (False, True)
+    )
+    assert F.cosine_similarity(exact, rough, dim=0) > 0.99

@@ -23,6 +23,14 @@ SMALL_WEIGHT = 64 * 128
 MANY_IMAGES = 8
 
 
+def _lower_precision(x: Tensor) -> Tensor:
+    """Cast as autocast would; inside of our own functions the dtypes must agree, forward and backward."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -39,6 +47,8 @@ def convolve(
         padding, stride: as in `torch.nn.functional.conv2d`.
         up: transposed convolution with stride 2 and the same weight, (B, O, 2H + k - 2, 2W + k - 2).
     """
+    x, weight = _lower_precision(x), _lower_precision(weight)
+    styles = None if styles is None else _lower_precision(styles)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (styles is not None and styles.requires_grad)
     ):
@@ -49,7 +59,7 @@ def convolve(
 def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution as a matrix product, x (B, I, H, W), weight (O, I) or one per image (B, O, I)."""
     weight = weight if weight.ndim == 3 else weight[None]
-    return _MixChannels.apply(x, weight)  # type: ignore[no-any-return]
+    return _MixChannels.apply(_lower_precision(x), _lower_precision(weight))  # type: ignore[no-any-return]
 
 
 def finish(

@@ -226,20 +226,23 @@ class SynthesisNetwork(nn.Module):
                 f"for a {self.resolution} px generator"
             )
         rows = zip(self._modules_in_order(), self.style_rows, strict=True)
-        return [module.affine(w_plus[:, row]) for module, row in rows]
+        return [module.get_submodule("affine")(w_plus[:, row]) for module, row in rows]
 
     def noise_maps(self, noise: Noise, batch: int, rng: torch.Generator | None) -> list[Tensor | None]:
         """Return one noise map per layer, or None where there is none."""
         if isinstance(noise, str):
             if noise == "constant":
-                return [layer.noise for layer in self.layers]
+                return [layer.get_buffer("noise") for layer in self.layers]
             if noise == "none":
                 return [None] * len(self.layers)
             if noise != "random":
                 raise ShapeError(f"noise is {noise!r}, expected constant, random, none or a list of maps")
-            like = self.const
+            # Drawn where the generator is, then moved: a seed gives the same maps on every device.
+            place = self.const.device if rng is None else rng.device
             return [
-                torch.randn(batch, 1, layer.resolution, layer.resolution, generator=rng, device=like.device)
+                torch.randn(batch, 1, *layer.get_buffer("noise").shape, generator=rng, device=place).to(
+                    self.const.device
+                )
                 for layer in self.layers
             ]
         if len(noise) != len(self.layers):
