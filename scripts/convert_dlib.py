@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from limner.files import replacing
 from limner.nn.features import load_strictly
 from limner.nn.identity import DlibResNet, load_identity, quantise
 
@@ -175,7 +176,8 @@ def main() -> int:
         "licence": "CC0-1.0",
     }
     kept = {name: value.half() for name, value in state.items()} if args.half else quantise(state)
-    save_file(kept, args.output, metadata={"limner": json.dumps(about)})
+    with replacing(args.output) as part:
+        save_file(kept, part, metadata={"limner": json.dumps(about)})
     args.output.chmod(0o644)
     print(f"wrote {args.output}, {args.output.stat().st_size / 1e6:.2f} MB")
     if args.check:

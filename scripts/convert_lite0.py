@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from limner.files import replacing
 from limner.nn.features import Lite0, load_strictly, load_trunk
 
 BUNDLED = Path(__file__).resolve().parent.parent / "src/limner/bundled/lite0.safetensors"
@@ -106,7 +107,8 @@ def main() -> None:
         "provenance": {"source": SOURCE, "made_by": "scripts/convert_lite0.py", "trained_on": "ImageNet-1k"},
         "licence": "Apache-2.0",
     }
-    save_file(kept, args.output, metadata={"limner": json.dumps(about)})
+    with replacing(args.output) as part:
+        save_file(kept, part, metadata={"limner": json.dumps(about)})
     with torch.no_grad():
         pairs = zip(full(test_image()), load_trunk(args.output)(test_image()), strict=True)
         errors = [float((a - b).norm() / a.norm()) for a, b in pairs]

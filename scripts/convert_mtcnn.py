@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from limner.files import replacing
+
 BUNDLED = Path(__file__).resolve().parent.parent / "src/limner/bundled/mtcnn.safetensors"
 VERSION = "1.0.0"
 DIGESTS = {
@@ -119,7 +121,8 @@ def main() -> None:
         "provenance": {"source": f"PyPI mtcnn=={VERSION}", "made_by": "scripts/convert_mtcnn.py"},
         "licence": "MIT",
     }
-    save_file(state, args.output, metadata={"limner": json.dumps(about)})
+    with replacing(args.output) as part:
+        save_file(state, part, metadata={"limner": json.dumps(about)})
     print(f"wrote {args.output}, {args.output.stat().st_size / 1e6:.2f} MB")
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import stat
 
+import numpy as np
 import pytest
+import torch
 
-from limner.files import replacing
+from limner import checkpoints, media, zoo
+from limner.files import check_writable, replacing
+from limner.latent import Latent, save_latent
+from limner.stylization.style import save_style, style_between
 
 
 def test_nothing_is_seen_before_the_end(tmp_path):
@@ -63,3 +68,43 @@ def test_long_names_and_missing_folders(tmp_path):
     assert long.read_bytes() == b"x"
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "none/a.txt"):
         pass
+
+
+def test_every_writer_obeys_the_umask(tmp_path, generator):
+    """Safetensors makes files that only their owner may read, which nobody asked for."""
+    checkpoint = checkpoints.Checkpoint(generator=generator)
+    style = style_between(generator, generator, method="jojogan", options={})
+    old = os.umask(0o027)
+    try:
+        checkpoints.save(checkpoint, tmp_path / "native.safetensors")
+        with pytest.warns(UserWarning, match="the original programs"):
+            checkpoints.save(checkpoint, tmp_path / "rosinality.pt", format="rosinality")
+        save_style(style, tmp_path / "style.limner", generator)
+        save_latent(tmp_path / "latent.safetensors", Latent("w", torch.zeros(1, 16)))
+        media.write(tmp_path / "picture.png", np.zeros((8, 8, 3), np.uint8))
+        zoo.cache_dir().mkdir()
+        (zoo.cache_dir() / "x.pt").write_bytes(b"x")
+        download = zoo.Download(name="x", kind="model", url="https://example.org/x.pt", licence="CC0-1.0")
+        zoo.install(download, zoo.cache_dir() / "x.pt")
+    finally:
+        os.umask(old)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(modes) == 7
+    assert modes == dict.fromkeys(modes, 0o640)
+
+
+def test_folders_are_tried_before_the_work(tmp_path, locked_folder):
+    check_writable(tmp_path / "new/deeper/a.txt")
+    (tmp_path / "a.txt").write_text("old")
+    check_writable(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", locked_folder.name]
+    for path, error in (
+        (locked_folder / "a.txt", PermissionError),
+        (locked_folder / "deeper/a.txt", PermissionError),
+        (tmp_path / "a.txt/b.txt", NotADirectoryError),
+        (locked_folder, IsADirectoryError),
+    ):
+        with pytest.raises(error) as caught:
+            check_writable(path)
+        assert caught.value.filename == str(path)

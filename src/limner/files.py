@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that can take them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +27,12 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[P
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    permissions = _create(temporary)
     try:
         yield temporary
+        # Some writers put a file of their own here, readable by nobody else: safetensors from 0.8.
+        if stat.S_IMODE(temporary.stat().st_mode) != permissions:
+            temporary.chmod(permissions)
         if sync:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -35,3 +40,35 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[P
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise, before long work, the error that writing ``path`` would end in; missing folders are not made.
+
+    Args:
+        path: the file to write or replace.
+
+    Raises:
+        OSError: it is a folder, or no file can be made in its folder or in the nearest one above that exists.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        _create(probe)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _create(path: Path) -> int:
+    """Create an empty file and return the permissions that it got."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
