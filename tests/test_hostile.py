@@ -175,6 +175,25 @@ def test_folder_that_cannot_be_written(tmp_path, model, style, portrait, locked_
     assert not list(locked_folder.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stylize {portrait} --style {style} --model {locked}/none.pt --out {locked}/a.png",
+        "invert {portrait} --model {locked}/none.pt --out {locked}/folder",
+        "learn {portrait} --model {locked}/none.pt --out {locked}/a.limner",
+        "demo --model {locked}/none.pt --out {locked}/folder",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_folder_is_tried_before_any_work(portrait, style, locked_folder, words):
+    """The missing model would be the next error."""
+    places = {"portrait": portrait, "style": style, "locked": locked_folder}
+    status, _, err = run(*(word.format(**places) for word in words.split()))
+    (line,) = errors_in(err)
+    assert status == 2
+    assert "Permission denied" in line
+
+
 class Bomb:
     """Unpickling it by the book would make a folder."""
 

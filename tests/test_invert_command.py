@@ -19,6 +19,8 @@ from limner.errors import OptionError
 from limner.inversion.options import InversionOptions, preset
 from limner.latent import load_latent, render
 from limner.nn import deltas
+from limner.nn.features import AlexNet
+from limner.nn.lpips import Lpips
 
 
 @pytest.fixture
@@ -116,8 +118,57 @@ def test_a_photo_that_fails_does_not_stop_the_others(model, picture, tmp_path):
     assert len(result["faces"]) == 1
     assert result["failed"][0]["error"] == "MediaError"
     assert "none.png" in err
+    assert Path(result["report"]).is_file()
     status, _, err = run(tmp_path / "none.png", "-o", tmp_path / "out", *words)
     assert (status, err.count("\n")) == (2, 1)
+
+
+def test_no_report_where_every_photo_failed(model, tmp_path):
+    photos = (tmp_path / "none.png", tmp_path / "neither.png")
+    status, text, err = run(*photos, "-o", tmp_path / "out", "--model", model, "--json")
+    assert status == 2
+    assert json.loads(text)["report"] is None
+    assert all(photo.name in err for photo in photos)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lpips_is_used_where_it_is_installed(model, picture, tmp_path):
+    words = (
+        picture,
+        "--model",
+        model,
+        "-o",
+        tmp_path / "out",
+        "--aligned",
+        "--steps",
+        2,
+        "--mean-samples",
+        50,
+    )
+    words = (*words, "--trunk", "lpips-alex", "--json")
+    status, _, err = run(*words)
+    assert status == 2
+    assert "limner models pull alexnet lpips-alex-heads" in err
+    assert not (tmp_path / "out").exists()
+
+    metric = Lpips(trunk=AlexNet())
+    for parameter in metric.heads.parameters():
+        torch.nn.init.uniform_(parameter)
+    zoo.cache_dir().mkdir(exist_ok=True)
+    for name, part in (("alexnet", metric.trunk), ("lpips-alex-heads", metric.heads)):
+        download = zoo.catalogue()[name]
+        torch.save(part.state_dict(), zoo.cache_dir() / download.file_name)
+        zoo.install(download, zoo.cache_dir() / download.file_name)
+    status, text, err = run(*words)
+    assert status == 0, err
+    (face,) = json.loads(text)["faces"]
+    assert face["trunk"] == "lpips-alex"
+    found, target = (
+        torch.nn.functional.interpolate(media.to_image(media.read(file).pixels), size=128, mode="bilinear")
+        for file in (tmp_path / "out/face_01.png", picture)
+    )
+    assert face["perceptual"] == pytest.approx(float(metric(found, target)), rel=0.02)
+    assert load_latent(tmp_path / "out/face_01.safetensors").metadata["options"]["trunk"] == "lpips-alex"
 
 
 def test_a_preset_stands_in_for_what_is_not_given():

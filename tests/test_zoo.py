@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from limner import zoo
-from limner.errors import ZooError
+from limner.errors import KeyMismatchError, ZooError
+from limner.nn.features import AlexNet
+from limner.nn.lpips import Lpips
 
 
 def install(name: str = "mine", content: bytes = b"weights") -> zoo.Card:
@@ -140,3 +143,46 @@ def test_every_bundled_model_loads_by_name(name):
     card = zoo.card(name)
     if card.kind in zoo.LOADERS:
         assert zoo.load(name) is not None
+
+
+def install_part(name: str, state: dict[str, torch.Tensor]) -> None:
+    """Put tensors into this test's cache as the download of a part of LPIPS would."""
+    download = zoo.catalogue()[name]
+    zoo.cache_dir().mkdir(parents=True, exist_ok=True)
+    torch.save(state, zoo.cache_dir() / download.file_name)
+    zoo.install(download, zoo.cache_dir() / download.file_name)
+
+
+def test_lpips_is_made_of_two_installed_files():
+    metric = Lpips(trunk=AlexNet())
+    for parameter in metric.heads.parameters():
+        torch.nn.init.uniform_(parameter)
+    message = "lpips-alex is made of alexnet and lpips-alex-heads; not installed: {0}; fetch .* pull {1}$"
+    with pytest.raises(
+        ZooError, match=message.format("alexnet, lpips-alex-heads", "alexnet lpips-alex-heads")
+    ):
+        zoo.load("lpips-alex")
+    # As torchvision's file: the classifier lies in it too.
+    install_part("alexnet", {**metric.trunk.state_dict(), "classifier.1.weight": torch.zeros(2, 2)})
+    with pytest.raises(ZooError, match=message.format("lpips-alex-heads", "lpips-alex-heads")):
+        zoo.load("lpips-alex")
+    install_part("lpips-alex-heads", metric.heads.state_dict())
+    a, b = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    assert torch.equal(zoo.load("lpips-alex")(a, b), metric(a, b))
+    zoo.remove("lpips-alex-heads")
+    install_part("lpips-alex-heads", {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)})
+    with pytest.raises(KeyMismatchError, match="lin1.model.1.weight missing"):
+        zoo.load("lpips-alex")
+    with pytest.raises(
+        ZooError, match="lpips-vgg is made of vgg16 and lpips-vgg-heads; .* pull vgg16 lpips-vgg-heads"
+    ):
+        zoo.load("lpips-vgg")
+
+
+def test_composed_models_have_no_file():
+    with pytest.raises(
+        ZooError, match="lpips-vgg has no file of its own: it is made of vgg16 and lpips-vgg-heads"
+    ):
+        zoo.path("lpips-vgg")
+    for _, parts in zoo.COMPOSED.values():
+        assert {zoo.catalogue()[part].kind for part in parts} == {"lpips"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import ZooError
+from limner.files import replacing
 
 BUNDLED_DIR = Path(__file__).with_name("bundled")
 DEFAULT_GENERATOR = "heads"  # what commands take when no model is named
@@ -28,6 +29,12 @@ LOADERS = {
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
 }
+LOAD_LPIPS = "limner.nn.lpips:load_lpips"
+# Name -> (the backbone as the loader calls it, the models whose files make it up); none of them can be bundled.
+COMPOSED = {
+    "lpips-vgg": ("vgg16", ("vgg16", "lpips-vgg-heads")),
+    "lpips-alex": ("alexnet", ("alexnet", "lpips-alex-heads")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Card:
     Args:
         name: what it is called on the command line.
         path: where it lies.
-        kind: model, style, trunk, detector, identity, encoder.
+        kind: model, style, trunk, detector, identity, encoder, or lpips for a part of that distance.
         sha256: digest of the file when it was bundled or installed.
         bytes: its size.
         licence: terms of the weights.
@@ -146,6 +153,9 @@ def card(name: str) -> Card:
     known = cards()
     if name in known:
         return known[name]
+    if name in COMPOSED:
+        parts = COMPOSED[name][1]
+        raise ZooError(f"{name} has no file of its own: it is made of {' and '.join(parts)}; name these")
     if name in catalogue():
         raise ZooError(f"{name} is not installed; fetch it with: limner models pull {name}")
     close = difflib.get_close_matches(name, [*known, *catalogue()], 3)
@@ -183,17 +193,38 @@ def resolve(name_or_path: str | Path) -> Path:
 def load(name: str) -> Any:
     """Load a model by name: a `Checkpoint`, a feature trunk, a face detector or an identity embedder, by its kind.
 
+    ``lpips-vgg`` and ``lpips-alex`` are made of two installed files each, see `COMPOSED`.
+
     Raises:
-        ZooError: no such model, or its kind is loaded by something else.
+        ZooError: no such model, a part is not installed, or its kind is loaded by something else.
         CheckpointError: its file cannot be used.
     """
+    if name in COMPOSED:
+        return _load_lpips(name)
     found = card(name)
     if found.kind not in LOADERS:
         raise ZooError(
             f"{name} is of kind {found.kind!r}, which is loaded by its own package; its file: {found.path}"
         )
-    module, function = LOADERS[found.kind].split(":")
-    return getattr(importlib.import_module(module), function)(path(name))
+    return _find(LOADERS[found.kind])(path(name))
+
+
+def _load_lpips(name: str) -> Any:
+    backbone, parts = COMPOSED[name]
+    known = cards()
+    missing = [part for part in parts if part not in known]
+    if missing:
+        raise ZooError(
+            f"{name} is made of {' and '.join(parts)}; not installed: {', '.join(missing)}; "
+            f"fetch with: limner models pull {' '.join(missing)}"
+        )
+    return _find(LOAD_LPIPS)(backbone, *map(path, parts))
+
+
+def _find(reference: str) -> Any:
+    """Return what ``module:name`` stands for."""
+    module, name = reference.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def file_digest(file: Path) -> str:
@@ -269,8 +300,7 @@ def _write_installed(entries: Mapping[str, Any]) -> None:
     index = cache_dir() / "index.json"
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        part = index.with_suffix(".part")
-        part.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        part.replace(index)
+        with replacing(index) as part:
+            part.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ZooError(f"cannot write {index}: {error.strerror}; LIMNER_CACHE names another folder") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ class TrunkDistance:
         name: stands in reports.
         least_px, most_px: smaller and larger images are brought to these sizes first; trunks see little in tiny ones.
         weights: one per map, see `limner.losses.maps_distance`.
+        compare: (maps, maps) -> (B,), in place of that function, such as LPIPS's weighing of channels.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class TrunkDistance:
         least_px: int = 128,
         most_px: int = 256,
         weights: Sequence[float] | None = None,
+        compare: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
     ):
-        self.trunk, self.name, self.weights = trunk, name, weights
+        self.trunk, self.name = trunk, name
+        self.compare = compare or functools.partial(losses.maps_distance, weights=weights)
         self.least_px, self.most_px = least_px, most_px
         self._target: tuple[Tensor, int, list[Tensor]] | None = None
 
@@ -103,12 +107,12 @@ class TrunkDistance:
                 f"images have shapes {tuple(image.shape)} and {tuple(target.shape)}, expected equal ones"
             )
         if target.requires_grad:
-            return losses.maps_distance(self._maps(image), self._maps(target), weights=self.weights)
+            return self.compare(self._maps(image), self._maps(target))
         # `_version` grows with every change in place.
         if self._target is None or self._target[0] is not target or self._target[1] != target._version:
             with torch.no_grad():
                 self._target = target, target._version, self._maps(target)
-        return losses.maps_distance(self._maps(image), self._target[2], weights=self.weights)
+        return self.compare(self._maps(image), self._target[2])
 
     def _maps(self, image: Tensor) -> list[Tensor]:
         side = max(image.shape[2:])

@@ -60,13 +60,17 @@ class Lpips(nn.Module):
         return self.between_maps(self.trunk(a), self.trunk(b))
 
     def between_maps(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        """The trunk's maps of either image -> distance of every map, (maps, B); for many comparisons with one image."""
+        """The trunk's maps of either image -> distance of every map, (maps, B)."""
         found = []
         for head, x, y in zip(self.heads.values(), maps_a, maps_b, strict=True):
             weight = head.get_submodule("model.1").get_parameter("weight")  # (1, C, 1, 1)
             difference = (_unit(x) - _unit(y)).square()
             found.append((difference * weight).sum(1).mean((1, 2)))
         return torch.stack(found)
+
+    def compare_maps(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+        """The trunk's maps of either image -> distance (B,); for many comparisons with one image."""
+        return self.between_maps(maps_a, maps_b).sum(0)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images (B, 3, H, W), [-1, 1] -> distance (B,)."""

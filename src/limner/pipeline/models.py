@@ -15,9 +15,11 @@ from limner.faces import Detector
 from limner.inversion import TrunkDistance
 from limner.nn.features import Lite0
 from limner.nn.identity import DlibResNet
+from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Discriminator, Generator
+from limner.pipeline.options import TrunkOptions
 
-TRUNK = "lite0"
+TRUNK = TrunkOptions().trunk
 EMBEDDER = "identity"
 
 
@@ -27,17 +29,19 @@ class Models:
 
     Attributes:
         generator: the base; frozen.
-        trunk: feature trunk of the perceptual distance; frozen.
+        trunk: feature trunk of the perceptual distance, or LPIPS with its own; frozen.
         discriminator: of the generator's size, needed for learning; None where the base has none.
         detector: face detector; None for the bundled MTCNN.
         base: name of the generator, which goes into the files.
+        trunk_name: name of the trunk, which goes into reports.
     """
 
     generator: Generator
-    trunk: Lite0
+    trunk: Lite0 | Lpips
     discriminator: Discriminator | None = None
     detector: Detector | None = None
     base: str = ""
+    trunk_name: str = TRUNK
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +50,9 @@ class Models:
 
     def make_distance(self) -> TrunkDistance:
         """Return a perceptual distance; it keeps the target's features, so every search takes its own."""
-        return TrunkDistance(self.trunk, name=TRUNK)
+        if isinstance(self.trunk, Lpips):
+            return TrunkDistance(self.trunk.trunk, name=self.trunk_name, compare=self.trunk.compare_maps)
+        return TrunkDistance(self.trunk, name=self.trunk_name)
 
     @functools.cached_property
     def embedder(self) -> DlibResNet:
@@ -58,28 +64,33 @@ class Models:
         return losses.identity_distance(self.embedder, a, b)
 
 
-def load_models(base: str | Path = zoo.DEFAULT_GENERATOR, *, device: torch.device | str = "cpu") -> Models:
-    """Load a base model and the bundled feature trunk; the detector loads itself when it is first used.
+def load_models(
+    base: str | Path = zoo.DEFAULT_GENERATOR, *, trunk: str = TRUNK, device: torch.device | str = "cpu"
+) -> Models:
+    """Load a base model and the feature trunk; the detector loads itself when it is first used.
 
     Args:
         base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
+        trunk: what perceptual distances are measured with, one of `limner.pipeline.options.TRUNKS`.
         device: where to.
 
     Raises:
-        ZooError: no such model.
+        OptionError: no such trunk.
+        ZooError: no such model, or the trunk's weights are not installed.
         CheckpointError: its file cannot be used, or holds no generator.
     """
+    perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
     checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")
     discriminator = checkpoint.discriminator
-    trunk = zoo.load(TRUNK)
-    networks = [checkpoint.generator, trunk, *([discriminator] if discriminator is not None else [])]
+    networks = [checkpoint.generator, perceptual, *([discriminator] if discriminator is not None else [])]
     for network in networks:
         network.to(device).eval().requires_grad_(False)
     return Models(
         generator=checkpoint.generator,
-        trunk=trunk,
+        trunk=perceptual,
+        trunk_name=trunk,
         discriminator=discriminator if isinstance(discriminator, Discriminator) else None,
         base=Path(base).stem if Path(str(base)).suffix else str(base),
     )

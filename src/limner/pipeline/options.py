@@ -5,10 +5,20 @@ from __future__ import annotations
 import dataclasses
 
 from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
-from limner.options import knob
+from limner.options import Options, knob
 from limner.stylization.options import JojoganOptions, StyleOptions
 
 INVERTERS = ("w", "w+", "pivotal")
+TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkOptions(Options):
+    """What perceptual distances are measured with; for every command that embeds faces."""
+
+    trunk: str = knob("lite0", choices=TRUNKS)
+    """what perceptual distances are measured with: lite0 is bundled; LPIPS on VGG16 or AlexNet needs files that limner
+    models pull fetches, and has a scale of its own, while the defaults of this program were chosen with lite0"""
 
 
 @dataclasses.dataclass(frozen=True)

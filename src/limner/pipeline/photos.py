@@ -294,7 +294,8 @@ def learn_style(
         on_step=report,
     )
     thumbnail = torch.from_numpy(media.resize_pixels(references[0], THUMBNAIL_PX))
-    provenance = {**style.provenance, "base": models.base, "names": names, "paired": bool(sources)}
+    provenance = {**style.provenance, "base": models.base, "trunk": models.trunk_name}
+    provenance |= {"names": names, "paired": bool(sources)}
     style = dataclasses.replace(
         style, options=to_mapping(options) | dict(style.options), provenance=provenance, thumbnail=thumbnail
     )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.errors import OptionError
-from limner.options import Options as BaseOptions
+from limner.files import check_writable
 from limner.options import knob, to_mapping
-from limner.pipeline.options import INVERTERS, StylizeOptions
+from limner.pipeline.options import INVERTERS, StylizeOptions, TrunkOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from limner.stylization.style import Style
 
 PICTURES = (".jpg", ".jpeg", ".png")
+COMPARISON = "comparison.png"
 CELL_PX = 192
 PSI = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(BaseOptions):
+class Options(TrunkOptions):
     """Options of ``limner demo``."""
 
     out: Path = Path("out")
@@ -53,10 +54,11 @@ def run(options: Options, console: Console) -> int:
     """Write restyled photos, a comparison and random heads, and say what to look at."""
     start = time.perf_counter()
     photos = find_photos(options.photos)
+    check_writable(options.out / COMPARISON)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
-    models = load_models(options.model, device=pick_device(console.settings))
+    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
     styles = _load_styles(options, models, console)
     console.print(
         f"base {models.base}, {models.generator.resolution} px; {len(photos)} photos; styles: {', '.join(styles)}"
@@ -66,7 +68,7 @@ def run(options: Options, console: Console) -> int:
         row, numbers = _restyle(photo, styles, options, models, console)
         rows.append(row)
         figures += numbers
-    comparison, heads = options.out / "comparison.png", options.out / "random-heads.png"
+    comparison, heads = options.out / COMPARISON, options.out / "random-heads.png"
     _write_sheet(comparison, rows, [photo.stem for photo in photos], ["photo", "embedded", *styles], options)
     _sample_heads(heads, styles, options, models)
     seconds = time.perf_counter() - start
@@ -154,7 +156,12 @@ def _restyle(
             identity=models.identity_distance,
         )
         seconds = time.perf_counter() - start
-        record = to_mapping(how) | {"command": "demo", "style": name, "base": models.base}
+        record = to_mapping(how) | {
+            "command": "demo",
+            "style": name,
+            "base": models.base,
+            "trunk": models.trunk_name,
+        }
         kind = "compositeWithTrainedAlgorithmicMedia"
         path = options.out / f"{photo.stem}-{name}.png"
         media.write(
@@ -238,7 +245,8 @@ def _explain(
         [list(entry.values()) for entry in figures],
     )
     console.print(
-        "distance: perceptual distance from the photo's face, after embedding and after restyling; 0 is the same picture"
+        f"distance: perceptual distance ({options.trunk}) from the photo's face, after embedding and after restyling; "
+        "0 is the same picture"
     )
     console.print(
         f"identity: squared distance of dlib's face embeddings from the photo's; below {SAME_PERSON} is the same person"

@@ -12,8 +12,10 @@ from limner.app.commands.align import unique_names
 from limner.app.console import Console, format_seconds
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
+from limner.files import check_writable, replacing
 from limner.inversion.options import PRESETS, InversionOptions, PivotalOptions
 from limner.options import knob, to_mapping
+from limner.pipeline.options import TrunkOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +29,7 @@ REPORT = "report.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(InversionOptions, PivotalOptions, AlignOptions, DetectOptions, ReadOptions):
+class Options(InversionOptions, PivotalOptions, TrunkOptions, AlignOptions, DetectOptions, ReadOptions):
     """Options of ``limner invert``."""
 
     photos: tuple[Path, ...] = knob()
@@ -54,13 +56,14 @@ def run(options: Options, console: Console) -> int:
     if options.landmarks and len(options.photos) > 1:
         raise OptionError(f"landmarks belong to one photo, but {len(options.photos)} were named")
     search = search_options(options)
+    check_writable(options.out / REPORT)
     from limner.app.device import pick_device
     from limner.latent import load_latent
     from limner.nn import deltas
     from limner.pipeline import load_models
 
     start = None if options.start is None else load_latent(options.start).latent
-    models = load_models(options.model, device=pick_device(console.settings))
+    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
     entries: list[dict[str, Any]] = []
     failed = []
@@ -72,15 +75,18 @@ def run(options: Options, console: Console) -> int:
                 raise
             console.error(f"{path}: {error}" if str(path) not in str(error) else str(error))
             failed.append({"photo": str(path), "error": type(error).__name__, "message": str(error)})
-    _write_report(
-        options.out / REPORT,
-        {"base": base, "identity": identity_measure(), "faces": entries, "failed": failed},
-    )
-    _print_table(entries, console)
+    report = options.out / REPORT if entries else None
+    if report is not None:
+        _write_report(
+            report, {"base": base, "identity": identity_measure(), "faces": entries, "failed": failed}
+        )
+        _print_table(entries, console)
     console.print(
         f"wrote {len(entries)} latents to {options.out}" + f", {len(failed)} photos failed" * bool(failed)
+        if entries
+        else f"wrote nothing: all {len(failed)} photos failed"
     )
-    console.result(faces=entries, failed=failed, report=options.out / REPORT)
+    console.result(faces=entries, failed=failed, report=report)
     return 2 if failed else 0
 
 
@@ -175,7 +181,7 @@ def _write_face(
     from limner.latent import save_latent
     from limner.nn import deltas
 
-    record = {"command": "invert", "photo": str(path), **to_mapping(search)}
+    record = {"command": "invert", "photo": str(path), "trunk": options.trunk, **to_mapping(search)}
     if search.method == "pivotal":
         record |= to_mapping(pivotal)
     packed = deltas.compress(found.delta) if found.delta is not None else None
@@ -210,18 +216,15 @@ def _write_face(
 
 
 def _write_report(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
     except OSError as error:
         raise MediaError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _print_table(entries: list[dict[str, Any]], console: Console) -> None:
-    if not entries:
-        return
     rows = [
         (
             Path(entry["photo"]).name,

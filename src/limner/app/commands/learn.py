@@ -13,8 +13,9 @@ from limner import zoo
 from limner.app.console import Console, format_bytes, format_seconds
 from limner.errors import OptionError
 from limner.faces.options import ReadOptions
+from limner.files import check_writable
 from limner.options import knob
-from limner.pipeline.options import LearnOptions
+from limner.pipeline.options import LearnOptions, TrunkOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ PREVIEW_FACES = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(LearnOptions, ReadOptions):
+class Options(LearnOptions, TrunkOptions, ReadOptions):
     """Options of ``limner learn``."""
 
     pictures: tuple[Path, ...] = knob()
@@ -58,10 +59,11 @@ def run(options: Options, console: Console) -> int:
         raise OptionError(f"out is {out}, expected a file ending in .limner")
     if out.exists() and not options.overwrite:
         raise OptionError(f"{out} exists already; give --overwrite or another --out")
+    check_writable(out)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
-    models = load_models(options.model, device=pick_device(console.settings))
+    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
     start = time.perf_counter()
     style = learn_files(
         options.pictures,

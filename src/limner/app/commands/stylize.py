@@ -11,8 +11,9 @@ from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionError
 from limner.faces.options import ReadOptions
+from limner.files import check_writable
 from limner.options import knob, to_mapping
-from limner.pipeline.options import LearnOptions, StylizeOptions
+from limner.pipeline.options import LearnOptions, StylizeOptions, TrunkOptions
 
 if TYPE_CHECKING:
     from limner.pipeline import Models, StylizeResult
@@ -24,7 +25,7 @@ UNRECORDED = ("photos", "out", "compare", "overwrite", "max_megapixels")  # they
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(StylizeOptions, ReadOptions):
+class Options(StylizeOptions, TrunkOptions, ReadOptions):
     """Options of ``limner stylize``."""
 
     photos: tuple[Path, ...] = knob()
@@ -48,10 +49,12 @@ def run(options: Options, console: Console) -> int:
         raise OptionError("limner stylize: name at least one photo")
     outputs = plan_outputs(options)
     check_free(outputs, options)
+    for output in outputs:
+        check_writable(output)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
-    models = load_models(options.model, device=pick_device(console.settings))
+    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
     style = find_style(options, outputs[0].parent, models, console)
     written, failed = [], []
     for photo, output in zip(options.photos, outputs, strict=True):
@@ -152,7 +155,9 @@ def _learn_or_reuse(
             style.check_base(models.generator)
         except LimnerError:
             style = None
-        if style is not None and style.provenance.get("sha256") == [digest]:
+        about = {} if style is None else style.provenance
+        same_trunk = about.get("trunk", models.trunk_name) == models.trunk_name
+        if style is not None and same_trunk and about.get("sha256") == [digest]:
             console.print(f"style: {kept}, learned from {picture.name} before")
             return style
         kept = kept.with_name(f"{kept.stem}-{digest[:8]}{kept.suffix}")
@@ -198,7 +203,8 @@ def _restyle(
     for number, face in enumerate(result.faces, 1):
         console.print(
             f"{photo.name}, face {number}: embedded with PSNR {face.report.psnr:.1f} dB, perceptual distance "
-            f"{face.distance_embedded:.3f}, restyled {face.distance_styled:.3f}, {format_seconds(face.seconds)}"
+            f"({face.report.trunk}) {face.distance_embedded:.3f}, restyled {face.distance_styled:.3f}, "
+            f"{format_seconds(face.seconds)}"
         )
         console.print(
             f"  identity distance (dlib, squared; below {SAME_PERSON} is the same person): embedded "
