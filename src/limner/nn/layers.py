@@ -49,9 +49,9 @@ def upsample2(image: Tensor) -> Tensor:
 
 
 def bias_lrelu(x: Tensor, bias: Tensor, clamp: float | None = None) -> Tensor:
-    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2)."""
+    """Add a bias per channel, apply Leaky ReLU with slope 0.2, multiply by sqrt(2), then limit to ±clamp."""
     x = F.leaky_relu(x + bias.to(x.dtype).view(1, -1, 1, 1), 0.2) * SQRT2
-    return x if clamp is None else x.clamp(-clamp * SQRT2, clamp * SQRT2)
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -110,12 +110,12 @@ def modulated_layer(
         bias: (O,).
         noise: broadcastable to (B, 1, H, W) of the result, or None.
         strength: scalar.
-        clamp: largest magnitude before the factor sqrt(2).
+        clamp: largest magnitude of the result, the factor sqrt(2) included; None for no limit.
     """
     # Leaky ReLU commutes with positive factors: sqrt(2) goes into everything that is summed.
     y, scale = _scaled_conv2d(x, weight, styles, demodulate=True, up=up, gain=SQRT2)
     y = finish(y, scale, bias * SQRT2, noise, strength * SQRT2)
-    return y if clamp is None else y.clamp(-clamp * SQRT2, clamp * SQRT2)
+    return y if clamp is None else y.clamp(-clamp, clamp)
 
 
 def _scaled_conv2d(
@@ -217,7 +217,7 @@ class EqualConv2d(nn.Module):
         if self.bias is None:
             return x
         x = finish(x, None, self.bias * factor)
-        return x if self.clamp is None else x.clamp(-self.clamp * factor, self.clamp * factor)
+        return x if self.clamp is None else x.clamp(-self.clamp * gain, self.clamp * gain)
 
 
 def minibatch_std(x: Tensor, *, group: int = 4, channels: int = 1) -> Tensor:
