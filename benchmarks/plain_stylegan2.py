@@ -29,8 +29,10 @@ def filter_kernel(gain: float) -> Tensor:
 def upfirdn(x: Tensor, *, up: int = 1, down: int = 1, pad: tuple[int, int], gain: float = 1.0) -> Tensor:
     """Insert zeros, pad, filter, keep every ``down``-th pixel."""
     batch, channels, height, width = x.shape
-    x = x.reshape(batch * channels, height, 1, width, 1)
-    x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(batch * channels, 1, height * up, width * up)
+    if up > 1:
+        x = x.reshape(batch * channels, height, 1, width, 1)
+        x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1))
+    x = x.reshape(batch * channels, 1, height * up, width * up)
     x = F.pad(x, (*pad, *pad))
     x = F.conv2d(x, filter_kernel(gain)[None, None])[:, :, ::down, ::down]
     return x.reshape(batch, channels, x.shape[2], x.shape[3])

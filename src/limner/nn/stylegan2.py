@@ -107,6 +107,10 @@ def _unit_rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
 
 
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, Leaky ReLU; ``up`` doubles the size first."""
 
@@ -151,7 +155,7 @@ class ToRgb(nn.Module):
     def forward(self, x: Tensor, styles: Tensor) -> Tensor:
         """x (B, I, H, W), styles (B, I) -> float32 (B, rgb_channels, H, W)."""
         x = colours(x, self.weight, styles * (1 / math.sqrt(self.weight[0].numel())), self.bias)
-        x = x if x.dtype == torch.float64 else x.float()
+        x = _at_least_float(x)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
@@ -507,7 +511,7 @@ class Discriminator(nn.Module):
 
     def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
         """image (B, 3, H, W) -> logits (B, 1); larger means more real."""
-        x = self.features(image)[-1].float()
+        x = _at_least_float(self.features(image)[-1])
         x = self.conv(minibatch_std(x, group=self.std_group, channels=self.std_channels))
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is not None:
