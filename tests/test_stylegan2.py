@@ -288,6 +288,8 @@ def test_edits_see_the_features_of_every_layer(generator):
     assert seen == [(0, 4), (1, 8), (2, 8), (3, 16), (4, 16), (5, 32), (6, 32)]
     gone = generator.synthesis(w_plus, edit=lambda i, x: x * 0 if i == 6 else x)
     assert not torch.equal(gone, same)
+
+
 @pytest.mark.parametrize("kind", ["generator", "discriminator"])
 def test_bfloat16_gradients_are_near_those_of_float32(generator, discriminator, kind):
     """What mixed precision trains with."""
