@@ -18,9 +18,10 @@ ROWS = {
     0: ("errors", "files"),
     1: ("options", "latent", "media", "nn"),
     2: ("losses", "checkpoints", "faces"),
-    3: ("metrics", "zoo", "inversion", "stylization", "editing"),
+    3: ("metrics", "zoo", "inversion", "stylization", "editing", "synth"),
     4: ("pipeline", "training"),
-    5: ("app",),
+    5: ("evaluation",),
+    6: ("app",),
 }
 ROW_OF = {member: row for row, members in ROWS.items() for member in members}
 ALWAYS_THERE = {"torch", "numpy", "PIL", "safetensors", "limner"}
