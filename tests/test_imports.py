@@ -87,7 +87,7 @@ def test_imports_point_down(file):
     [
         ("limner.nn.layers", "def f():\n    from limner.options import knob", "nn imports torch"),
         ("limner.losses", "from limner import checkpoints", "row 2 may not see row 2"),
-        ("limner.faces.align", "import limner.app.cli", "row 2 may not see row 5"),
+        ("limner.faces.align", "import limner.app.cli", "row 2 may not see row 6"),
         ("limner.faces.align", "from limner import Generator", "for users"),
         ("limner.zoo", "from limner.inversion.options import X", "row 3 may not see row 3"),
     ],
