@@ -184,7 +184,7 @@ def _tuned_weights(generator: Generator, layers: str) -> list[nn.Parameter]:
         )
     chosen = []
     for name, weight in generator.named_parameters():
-        vector = deltas.style_vector(name)
+        vector = deltas.style_vector(name, generator)
         if vector is not None and mask[vector]:
             chosen.append(weight)
     if not chosen:

@@ -102,7 +102,10 @@ class LayerMask:
                 "use it on s-space codes or weights, or write it in rows"
             )
         count, full = generator.num_rows, generator.resolution
-        resolutions = [min(full, 4 << (row + 1) // 2) for row in range(count)]
+        resolutions = [0] * count
+        for row, name in zip(generator.synthesis.style_rows, generator.synthesis.style_names, strict=True):
+            size, _, kind = name.partition(".")
+            resolutions[row] = int(size) if kind != "rgb" else resolutions[row] or int(size)
         weights = torch.zeros(count)
         for part in self.parts:
             self._check(part, count, f"rows 0-{count - 1}", full)
@@ -184,7 +187,7 @@ def _parse(piece: str, text: str) -> list[MaskPart]:
 def _parse_vectors(selector: str, weight: float, text: str) -> MaskPart:
     match = re.fullmatch(r"(\d+)?(-)?(\d+)?", selector)
     if match is None or not (match[1] or match[3]):
-        if re.fullmatch(r"\d+\.(up|conv|rgb)", selector):
+        if re.fullmatch(r"\d+\.(const|up|conv|rgb)", selector):
             return MaskPart("name", 0, 0, weight, explicit=True, name=selector)
         raise OptionError(
             f"layer mask {text!r}: {'s:' + selector!r} is no S-space vector; write s:3, s:0-5, s:8- or s:32.up"

@@ -122,7 +122,7 @@ def tensor_weights(module: nn.Module, names: Iterable[str], strength: Strength) 
     values = strength.tolist()
     found = {}
     for name in names:
-        vector = style_vector(name)
+        vector = style_vector(name, module)
         if vector is None:
             found[name] = min(values)
         else:
@@ -130,11 +130,18 @@ def tensor_weights(module: nn.Module, names: Iterable[str], strength: Strength) 
     return found
 
 
-def style_vector(name: str) -> int | None:
+def style_vector(name: str, module: nn.Module | None = None) -> int | None:
     """Return the S-space vector whose layer owns a generator's tensor, None for mapping network and mean of w.
 
     The constant input goes with the first layer.
+
+    Args:
+        name: the tensor.
+        module: the generator; None for StyleGAN2's order of layers.
     """
+    own: Any = getattr(getattr(module, "synthesis", None), "style_vector", None)
+    if own is not None:
+        return own(name)
     if name.startswith("synthesis.const"):
         return 0
     match = re.match(r"synthesis\.(layers|to_rgb)\.(\d+)\.", name)

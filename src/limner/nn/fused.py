@@ -45,7 +45,8 @@ def convolve(
     Args:
         x, weight, styles: see above; without ``styles`` nothing is scaled.
         padding, stride: as in `torch.nn.functional.conv2d`.
-        up: transposed convolution with stride 2 and the same weight, (B, O, 2H + k - 2, 2W + k - 2).
+        up: transposed convolution with stride 2 and the same weight, (B, O, 2H + k - 2, 2W + k - 2) less ``padding``
+            on every side.
     """
     x, weight = _lower_precision(x), _lower_precision(weight)
     styles = None if styles is None else _lower_precision(styles)
@@ -99,14 +100,14 @@ def _scaled(x: Tensor, styles: Tensor | None) -> Tensor:
 
 def _convolve(x: Tensor, weight: Tensor, padding: int, stride: int, up: bool) -> Tensor:
     if up:
-        return _transposed(x, weight.transpose(0, 1))
+        return _transposed(x, weight.transpose(0, 1), padding)
     return F.conv2d(x, weight, stride=stride, padding=padding)
 
 
-def _transposed(x: Tensor, weight: Tensor) -> Tensor:
+def _transposed(x: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
     """Transposed convolution with stride 2, weight (I, O, k, k)."""
-    if not _wants_polyphase(x, weight):
-        return F.conv_transpose2d(x, weight, stride=2)
+    if padding or not _wants_polyphase(x, weight):
+        return F.conv_transpose2d(x, weight, stride=2, padding=padding)
     # Four dense convolutions, one for each parity of row and column of the result.
     batch, _, height, width = x.shape
     weight = weight.transpose(0, 1).flip(2, 3)  # (O, I, 3, 3)

@@ -119,8 +119,7 @@ def paint(generator: Generator, seed: int, options: Options) -> torch.Tensor:
     labels = torch.nn.functional.one_hot(torch.tensor([options.label]), classes).to(z) if classes else None
     noise = options.noise
     if noise == "random":
-        # One layer at 4 px, two at every larger size.
-        sides = [side for side in generator.synthesis.channels for _ in range(1 if side == 4 else 2)]
+        sides = [layer.get_buffer("noise").shape[-1] for layer in generator.synthesis.layers]
         noise = [torch.randn(1, 1, side, side, generator=rng).to(device) for side in sides]
     with torch.inference_mode():
         return generator(z, labels, psi=options.psi, psi_cutoff=options.psi_cutoff, noise=noise)
