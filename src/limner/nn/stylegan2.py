@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -253,6 +253,37 @@ class SynthesisNetwork(nn.Module):
             raise ShapeError(f"{len(noise)} noise maps were given, expected {len(self.layers)}")
         return list(noise)
 
+    def stages(
+        self,
+        styles: Sequence[Tensor],
+        noise: Noise = "constant",
+        *,
+        rng: torch.Generator | None = None,
+        edit: EditFeatures | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, resolution by resolution from 4 px, the features (B, C, h, w) and the image so far (B, 3, h, w).
+
+        Arguments as for `from_styles`.  Work is done only as far as the iterator is drawn.
+        """
+        if len(styles) != len(self.style_rows):
+            raise ShapeError(f"{len(styles)} style vectors were given, expected {len(self.style_rows)}")
+        batch = styles[0].shape[0]
+        maps = self.noise_maps(noise, batch, rng)
+        queue = iter(styles)
+
+        def run(i: int, x: Tensor) -> Tensor:
+            x = self.layers[i](x, next(queue), maps[i])
+            return x if edit is None else edit(i, x)
+
+        x = self.const.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = run(0, x)
+        image = self.to_rgb[0](x, next(queue))
+        yield x, image
+        for j in range(1, len(self.to_rgb)):
+            x = run(2 * j, run(2 * j - 1, x))
+            image = upsample2(image) + self.to_rgb[j](x, next(queue))
+            yield x, image
+
     def from_styles(
         self,
         styles: Sequence[Tensor],
@@ -270,22 +301,9 @@ class SynthesisNetwork(nn.Module):
             rng: source of random noise.
             edit: called with (layer number, features) after every 3x3 layer; what it returns goes on.
         """
-        if len(styles) != len(self.style_rows):
-            raise ShapeError(f"{len(styles)} style vectors were given, expected {len(self.style_rows)}")
-        batch = styles[0].shape[0]
-        maps = self.noise_maps(noise, batch, rng)
-        queue = iter(styles)
-
-        def run(i: int, x: Tensor) -> Tensor:
-            x = self.layers[i](x, next(queue), maps[i])
-            return x if edit is None else edit(i, x)
-
-        x = self.const.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = run(0, x)
-        image = self.to_rgb[0](x, next(queue))
-        for j in range(1, len(self.to_rgb)):
-            x = run(2 * j, run(2 * j - 1, x))
-            image = upsample2(image) + self.to_rgb[j](x, next(queue))
+        image = styles[0]
+        for features, image in self.stages(styles, noise, rng=rng, edit=edit):  # noqa: B007
+            del features  # otherwise they would be kept until those of the next resolution are done
         return image.contiguous()
 
     def forward(
