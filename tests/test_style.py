@@ -17,7 +17,7 @@ from limner.latent import Latent, render
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
 from limner.stylization.options import StyleOptions
-from limner.stylization.packing import pack, unpack
+from limner.nn.packing import pack, unpack
 from limner.stylization.style import (
     Style,
     keep_colors,

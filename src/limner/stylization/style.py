@@ -23,7 +23,7 @@ from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator, Noise
 from limner.stylization.options import StyleOptions
-from limner.stylization.packing import pack, unpack
+from limner.nn.packing import pack, unpack
 
 VERSION = 1
 SUFFIX = ".limner"

@@ -1,7 +1,7 @@
-"""Packing a style: low-rank products in 8 bits, the ranks shared out where they save most.
+"""Packing a delta: low-rank products in 8 bits, the ranks shared out where they save most.
 
-`limner.nn.deltas.compress` cuts every tensor by one rule and keeps float16; a style that ships with the package has a
-byte budget, so here the terms of all tensors compete for it.
+`limner.nn.deltas.compress` cuts every tensor by one rule and keeps float16; what ships with the package (styles,
+children) has a byte budget, so here the terms of all tensors compete for it.
 """
 
 from __future__ import annotations
