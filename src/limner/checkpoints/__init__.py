@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from limner.checkpoints import mmgeneration, native, nvlabs, rosinality
+from limner.checkpoints import child, mmgeneration, native, nvlabs, rosinality
 from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions
 from limner.checkpoints.mismatch import check_fit
 from limner.checkpoints.native import build_network
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 FORMATS: tuple[Format, ...] = (
+    child.FORMAT,
     native.FORMAT,
     nvlabs.FORMAT,
     nvlabs.TF_FORMAT,
@@ -58,7 +59,13 @@ RECOGNISED = (
 """Beginnings of names by which files that no format reads yet are called by their name."""
 
 
-def load(path: PathLike, *, parts: Collection[str] = PARTS, channel_order: str = "rgb") -> Checkpoint:
+def load(
+    path: PathLike,
+    *,
+    parts: Collection[str] = PARTS,
+    channel_order: str = "rgb",
+    base: PathLike | None = None,
+) -> Checkpoint:
     """Read a model file of any known format.  Nothing in the file is executed.
 
     Args:
@@ -66,6 +73,7 @@ def load(path: PathLike, *, parts: Collection[str] = PARTS, channel_order: str =
         parts: which of `PARTS` to build; the rest is not read.
         channel_order: ``rgb`` turns networks made for BGR images (mmgeneration) round, ``stored`` leaves
             them.
+        base: file of the base of a child; None to look for it by its name.
 
     Returns:
         Networks in float32 on the CPU, in evaluation mode.
@@ -82,7 +90,7 @@ def load(path: PathLike, *, parts: Collection[str] = PARTS, channel_order: str =
             f"parts are {', '.join(PARTS)}; channel_order is rgb or stored; got {unknown or channel_order}"
         )
     source = open_source(path)
-    return find_format(source).load(source, ReadOptions(parts, channel_order))
+    return find_format(source).load(source, ReadOptions(parts, channel_order, base))
 
 
 def find_format(source: Source) -> Format:
@@ -177,7 +185,7 @@ def inspect(path: PathLike) -> Inspection:
         metadata = checkpoint.metadata
         for part, network in checkpoint.parts().items():
             count = sum(value.numel() for value in network.parameters())
-            config = network.config() if isinstance(network, (Generator, Discriminator)) else {}
+            config = native.describe(network) if isinstance(network, (Generator, Discriminator)) else {}
             parts[part] = {**config, "parameters": count}
     except CheckpointError as error:
         title = str(error)

@@ -53,10 +53,12 @@ class ReadOptions:
     Args:
         parts: what to build; the rest of the file is not read.
         channel_order: ``rgb`` turns networks made for BGR images round, ``stored`` leaves them.
+        base: file of the base model, for a child; None to look for it by its name.
     """
 
     parts: Collection[str] = PARTS
     channel_order: str = "rgb"
+    base: str | os.PathLike[str] | None = None
 
     def wants(self, part: str) -> bool:
         """Say whether a part is to be built."""

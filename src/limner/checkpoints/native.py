@@ -35,11 +35,15 @@ def detect(source: Source) -> bool:
     return source.container == "safetensors" and ENTRY in source.metadata
 
 
-def read_header(source: Source) -> dict[str, Any]:
+def read_header(source: Source, wanted: str = "model") -> dict[str, Any]:
     """Return the header of a native file.
 
+    Args:
+        source: the file.
+        wanted: the kind it must be of.
+
     Raises:
-        UnknownFormatError: written by a newer Limner, or not a model.
+        UnknownFormatError: written by a newer Limner, or of another kind.
         CheckpointError: the header is broken.
     """
     try:
@@ -53,8 +57,8 @@ def read_header(source: Source) -> dict[str, Any]:
         raise UnknownFormatError(
             f"{source.path} has version {version}, this Limner reads up to {VERSION}; update Limner"
         )
-    if kind != "model":
-        raise UnknownFormatError(f"{source.path} is a {kind}, expected a model")
+    if kind != wanted:
+        raise UnknownFormatError(f"{source.path} is a {kind}, expected a {wanted}")
     return header
 
 

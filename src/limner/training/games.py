@@ -32,6 +32,7 @@ from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.options import GanOptions
 from limner.training.run import Runtime, StepRandom
+from limner.training.transfer import frozen_parameters
 
 
 @dataclass
@@ -146,10 +147,15 @@ class Game:
         optimiser.zero_grad(set_to_none=True)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the generator's parameters that train now: after growing, at first only the new ones."""
+        """Return the generator's parameters that train now: not the frozen ones; after growing, at first only the new."""
         run = self.run
         only_new = bool(run.new_parameters) and run.kimg < run.options.grow_kimg
-        return [p for name, p in run.G.named_parameters() if not only_new or name in run.new_parameters]
+        frozen = frozen_parameters(run.G, run.options.freeze_g)
+        return [
+            p
+            for name, p in run.G.named_parameters()
+            if name not in frozen and (not only_new or name in run.new_parameters)
+        ]
 
     def set_generator_trainable(self, on: bool) -> None:
         """Switch gradients of the generator, respecting the growing phase."""

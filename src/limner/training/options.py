@@ -81,6 +81,9 @@ class GanOptions(Options):
     """Flip half of the training pictures."""
     freeze_d: int = knob(0, lo=0, hi=16)
     """stylegan2: leave so many of the discriminator's highest-resolution blocks as they were (transfer)."""
+    freeze_g: str = knob("")
+    """Parts of the generator that stay as they were (transfer): mapping, and layers as a layer mask, such as
+    mapping,4px-16px; the child then differs from its parent less and packs smaller."""
     init: str = knob("")
     """Model file to start from; a smaller one is grown, its new layers starting at zero."""
     grow_kimg: float = knob(0.0, lo=0)
