@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from limner.checkpoints import child, mmgeneration, native, nvlabs, rosinality
+from limner.checkpoints import child, dual, mmgeneration, native, nvlabs, rosinality, stylegan1
 from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions
 from limner.checkpoints.mismatch import check_fit
 from limner.checkpoints.native import build_network
@@ -43,16 +43,16 @@ FORMATS: tuple[Format, ...] = (
     child.FORMAT,
     native.FORMAT,
     nvlabs.FORMAT,
+    stylegan1.TF_FORMAT,
     nvlabs.TF_FORMAT,
     mmgeneration.FORMAT,
+    stylegan1.FORMAT,
     rosinality.FORMAT,
 )
 """All formats in the order in which they are tried."""
 
 RECOGNISED = (
     ("encoder.", "an encoder file (pSp, e4e or ReStyle)"),
-    ("generator.style.", "a DualStyleGAN file"),
-    ("g_synthesis.", "a StyleGAN1 file in lernapparat's layout"),
     ("hypernet.", "a HyperInverter file"),
     ("kp_detector", "a first-order motion model"),
 )
@@ -118,27 +118,36 @@ def save(checkpoint: Checkpoint, path: PathLike, *, format: str | None = None, *
     Args:
         checkpoint: the model.
         path: where to.
-        format: name of the format; None to go by the ending: ``.safetensors`` native, ``.pt`` rosinality.
+        format: name of the format; None to go by the ending: ``.safetensors`` native, ``.pt`` rosinality (for StyleGAN1
+            lernapparat).
         options: the format's own, such as ``dtype="float16"`` for native files.
 
     Raises:
         CheckpointError: the format cannot hold the model, or the folder cannot be written to.
         UnknownFormatError: no format of this name or ending can be written.
     """
-    form = output_format(path, format)
+    form = output_format(path, format, checkpoint)
     assert form.save is not None
     form.save(checkpoint, path, **options)
 
 
-def output_format(path: PathLike, format: str | None = None) -> Format:
+def output_format(path: PathLike, format: str | None = None, checkpoint: Checkpoint | None = None) -> Format:
     """Return the format that a file is to be written in: the one named, else the one its ending means.
+
+    Args:
+        path: the file.
+        format: name of a format.
+        checkpoint: what is to be written; of several formats with one ending, the first that holds it counts.
 
     Raises:
         UnknownFormatError: no format of this name or ending can be written.
     """
     writers = [form for form in FORMATS if form.save is not None]
+    if checkpoint is not None and checkpoint.dual is not None:
+        writers.sort(key=lambda form: form is not dual.FORMAT)
     for form in writers:
-        if form.name == format or (format is None and Path(path).suffix.lower() in form.suffixes):
+        fits = Path(path).suffix.lower() in form.suffixes and form.holds(checkpoint or Checkpoint())
+        if form.name == format or (format is None and fits):
             return form
     choices = ", ".join(f"{form.name} ({' '.join(form.suffixes)})" for form in writers)
     raise UnknownFormatError(
@@ -152,7 +161,7 @@ class Inspection:
 
     Args:
         path, size_bytes: the file.
-        container: ``safetensors``, ``torch`` or ``pickle``.
+        container: ``safetensors``, ``torch``, ``pickle`` or ``numpy``.
         format: name of the format, None where none recognises it.
         title: what that is, or why it cannot be used.
         parts: part -> its arguments and ``parameters``, their number.
@@ -183,6 +192,8 @@ def inspect(path: PathLike) -> Inspection:
         name, title = form.name, form.title
         checkpoint = form.load(source, ReadOptions())
         metadata = checkpoint.metadata
+        if checkpoint.codes:
+            metadata["codes"] = {kind: len(codes) for kind, codes in checkpoint.codes.items()}
         for part, network in checkpoint.parts().items():
             count = sum(value.numel() for value in network.parameters())
             config = native.describe(network) if isinstance(network, (Generator, Discriminator)) else {}

@@ -76,6 +76,7 @@ class Format:
         load: reads it.
         save: writes a checkpoint, None where Limner only reads; further arguments are the format's own.
         suffixes: endings of the file name that mean this format when writing.
+        holds: says of a checkpoint whether such an ending means this format for it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Format:
     load: Callable[[Source, ReadOptions], Checkpoint]
     save: Callable[..., None] | None = None
     suffixes: tuple[str, ...] = ()
+    holds: Callable[[Checkpoint], bool] = lambda checkpoint: True
 
 
 PathLike = str | os.PathLike[str] | Path

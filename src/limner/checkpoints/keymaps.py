@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class Row(NamedTuple):
     rosinality: Name | None
     nvlabs: Name | None
     tensorflow: Name | None
+
+
+class LimnerRow(Protocol):
+    """A row of any table: its other fields are layouts, each None or (name, operation)."""
+
+    @property
+    def limner(self) -> str: ...
 
 
 def _row(limner: str, rosinality: str, nvlabs: str, tensorflow: str, *operations: Operation) -> Row:
@@ -250,7 +257,7 @@ def rename(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
     raise AssertionError(f"no pattern for {name}")
 
 
-def layout(rows: tuple[Row, ...], column: str) -> dict[str, tuple[str, Operation]]:
+def layout(rows: Sequence[LimnerRow], column: str) -> dict[str, tuple[str, Operation]]:
     """Return foreign name -> (Limner's name, operation) of one layout."""
     found = {}
     for row in rows:

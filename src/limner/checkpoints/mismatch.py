@@ -56,7 +56,6 @@ UNKNOWN_CAUSES = (
         "the network uses another FIR filter than [1, 3, 3, 1]",
     ),
     (r"synthesis\.L\d+_.*", "this is a StyleGAN3 (alias-free) generator"),
-    (r".*ToRGB_lod\d.*|.*StyleMod.*|g_(mapping|synthesis)\..*", "this is a StyleGAN1 generator"),
     (
         r".*/Skip/.*|.*\.skip\..*",
         "the generator has residual blocks (architecture 'resnet'); only 'skip' is supported",

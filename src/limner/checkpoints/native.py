@@ -12,22 +12,38 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions, plain_values
+from limner.checkpoints.checkpoint import (
+    PARTS,
+    Checkpoint,
+    Codes,
+    Format,
+    PathLike,
+    ReadOptions,
+    plain_values,
+)
 from limner.checkpoints.mismatch import check_fit
 from limner.checkpoints.networks import Skeleton, adopt
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
+from limner.nn import stylegan1
+from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.nn.stylegan2 import Discriminator, Generator
 
 VERSION = 1
 ENTRY = "limner"
+CODES = "codes"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 BUILDERS: dict[str, Any] = {
     "generator": Generator,
     "discriminator": Discriminator,
     "raw_generator": Generator,
+    "dual": DualGenerator,
+    "raw_dual": DualGenerator,
+    "sampler": StyleSampler,
 }
 """Part -> class whose keyword arguments stand in the header."""
+ARCHITECTURES: dict[str, Any] = {"stylegan1": stylegan1.Generator}
+"""Entry ``architecture`` among the arguments -> class in place of the part's."""
 
 
 def detect(source: Source) -> bool:
@@ -73,6 +89,7 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     for name, value in source.state.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
+    codes = parts.pop(CODES, {})
     unknown = [part for part in parts if part not in BUILDERS or part not in header]
     if unknown:
         raise KeyMismatchError(
@@ -85,8 +102,29 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     for part, tensors in parts.items():
         if options.wants(part):
             what = f"the {part} of {source.path}"
-            setattr(checkpoint, part, build_network(BUILDERS[part], header[part], tensors, what=what))
+            kind, config = _builder(part, header[part], what)
+            setattr(checkpoint, part, build_network(kind, config, tensors, what=what))
     return checkpoint
+
+
+def _builder(part: str, config: Any, what: str) -> tuple[Any, dict[str, Any]]:
+    """Return the class that a part's header means, and its arguments."""
+    if not isinstance(config, dict):
+        raise KeyMismatchError(f"{what}: its header describes no network ({config!r})")
+    name = config.get("architecture")
+    if name is None:
+        return BUILDERS[part], config
+    if part == "discriminator" or name not in ARCHITECTURES:
+        raise KeyMismatchError(
+            f"{what} has the architecture {name!r}; this Limner knows {', '.join(ARCHITECTURES)}; update Limner"
+        )
+    return ARCHITECTURES[name], {key: value for key, value in config.items() if key != "architecture"}
+
+
+def describe(network: Generator | Discriminator) -> dict[str, Any]:
+    """Return what a header says of a network: its architecture, unless it is StyleGAN2's, and its arguments."""
+    names = [name for name, kind in ARCHITECTURES.items() if type(network) is kind]
+    return {**({"architecture": names[0]} if names else {}), **network.config()}
 
 
 def build_network(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor], *, what: str) -> nn.Module:
@@ -101,7 +139,11 @@ def build_network(kind: Any, config: dict[str, Any], tensors: dict[str, Tensor],
     except (TypeError, ValueError, RuntimeError, LimnerError) as error:
         raise KeyMismatchError(f"{what}: its header describes no network ({error})") from None
     check_fit(network, tensors, what=what)
-    adopt(network, {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, what=what)
+    own = {
+        name: value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+        for name, value in tensors.items()
+    }
+    adopt(network, own, what=what)
     return network
 
 
@@ -126,9 +168,14 @@ def save(checkpoint: Checkpoint, path: PathLike, *, dtype: str = "float32") -> N
             raise CheckpointError(
                 f"the {part} ({type(network).__name__}) cannot be written to a native file yet"
             )
-        header[part] = cast("Generator | Discriminator", network).config()
+        header[part] = describe(cast("Generator | Discriminator", network))
         for name, value in network.state_dict().items():
             tensors[f"{part}.{name}"] = _stored(value, DTYPES[dtype], f"{part}.{name}")
+    for kind, codes in checkpoint.codes.items():
+        header.setdefault(CODES, {})[kind] = list(codes)
+        tensors[f"{CODES}.{kind}"] = _stored(
+            torch.stack(list(codes.values())), DTYPES[dtype], f"{CODES}.{kind}"
+        )
     if not tensors:
         raise CheckpointError(
             f"there is nothing to write to {path}: the checkpoint has none of {', '.join(PARTS)}"

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from limner.checkpoints.keymaps import (
     MAX_MAPPING,
     MAX_RESOLUTION,
+    LimnerRow,
     Operation,
-    Row,
     discriminator_rows,
     fir_constant,
     generator_rows,
@@ -79,7 +79,7 @@ def as_tensor(value: Any) -> Tensor | None:
 
 def translate(
     state: Mapping[str, Any],
-    rows: tuple[Row, ...],
+    rows: Sequence[LimnerRow],
     column: str,
     kernels: Kernels = (),
     ignored: Sequence[str] = (),
@@ -280,7 +280,9 @@ def build_discriminator(
     return discriminator
 
 
-def fill_network(network: nn.Module, found: Found, rows: tuple[Row, ...], column: str, *, what: str) -> None:
+def fill_network(
+    network: nn.Module, found: Found, rows: Sequence[LimnerRow], column: str, *, what: str
+) -> None:
     """Load translated tensors as float32 copies into a network made inside `Skeleton`.
 
     Raises:

@@ -133,7 +133,7 @@ def _pytorch_generator(attributes: dict[str, Any], what: str) -> Any:
         "nvlabs",
         what=what,
         kernels=NVLABS_KERNELS,
-        adjust=_rescale_mapping(mapping.get("lr_multiplier", LR_MULTIPLIER)),
+        adjust=rescale_mapping(mapping.get("lr_multiplier", LR_MULTIPLIER)),
         activation_clamp=_number(_option(attributes, "conv_clamp", None)),
     )
 
@@ -155,7 +155,7 @@ def _pytorch_discriminator(attributes: dict[str, Any], what: str) -> Any:
         "nvlabs",
         what=what,
         kernels=NVLABS_KERNELS,
-        adjust=_rescale_mapping(mapping.get("lr_multiplier", LR_MULTIPLIER)),
+        adjust=rescale_mapping(mapping.get("lr_multiplier", LR_MULTIPLIER)),
         activation_clamp=_number(_option(attributes, "conv_clamp", None)),
         std_group=WHOLE_BATCH if group is None else int(group),
     )
@@ -171,7 +171,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _rescale_mapping(multiplier: Any) -> Any:
+def rescale_mapping(multiplier: Any) -> Any:
     """Return a change of the mapping layers that makes up for another learning-rate multiplier than ours."""
     if multiplier is None or float(multiplier) == LR_MULTIPLIER:
         return None
@@ -188,7 +188,8 @@ def _rescale_mapping(multiplier: Any) -> Any:
 TF_COMPONENTS = (("synthesis", "G_synthesis/"), ("mapping", "G_mapping/"))
 
 
-def _tf_networks(state: Any) -> dict[str, dict[str, Any]]:
+def tf_networks(state: Any) -> dict[str, dict[str, Any]]:
+    """Return ``G``, ``D``, ``Gs`` -> attributes of the networks in a TensorFlow pickle, nothing for other files."""
     names = ("G", "D", "Gs")
     if not isinstance(state, (tuple, list)) or len(state) != len(names):
         return {}
@@ -211,16 +212,16 @@ def tf_variables(network: Mapping[str, Any]) -> dict[str, Any]:
 
 def detect_tensorflow(source: Source) -> bool:
     """Recognise the tuple of three networks."""
-    return bool(_tf_networks(source.state))
+    return bool(tf_networks(source.state))
 
 
 def load_tensorflow(source: Source, options: ReadOptions) -> Checkpoint:
     """Read a TensorFlow-era pickle of StyleGAN2, configuration E or F; ``Gs`` becomes the generator.
 
     Raises:
-        KeyMismatchError: StyleGAN1, configurations A to D, class-conditional networks.
+        KeyMismatchError: configurations A to D, class-conditional networks.
     """
-    networks = _tf_networks(source.state)
+    networks = tf_networks(source.state)
     checkpoint = Checkpoint("nvlabs-tf", metadata={"section": "Gs"})
     for part, name in (("generator", "Gs"), ("raw_generator", "G")):
         if name in networks and options.wants(part):
@@ -244,15 +245,13 @@ def load_tensorflow(source: Source, options: ReadOptions) -> Checkpoint:
 def _tf_generator(network: dict[str, Any], what: str) -> Any:
     given = network.get("static_kwargs") or {}
     variables = tf_variables(network)
-    if "G_style" in str(network.get("build_func_name")) or any("StyleMod" in name for name in variables):
-        raise KeyMismatchError(f"{what} is a StyleGAN1 generator, which Limner cannot read yet")
     _require_architecture([given.get("architecture", "skip")], "skip", what)
     return build_generator(
         variables,
         "tensorflow",
         what=what,
         ignored=TF_COUNTERS,
-        adjust=_rescale_mapping(given.get("mapping_lrmul")),
+        adjust=rescale_mapping(given.get("mapping_lrmul")),
     )
 
 

@@ -25,6 +25,7 @@ from limner.checkpoints.keymaps import (
 from limner.checkpoints.networks import as_tensor, build_discriminator, build_generator
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError
+from limner.nn.stylegan1 import Generator as StyleGan1Generator
 from limner.nn.stylegan2 import Discriminator, Generator
 
 GENERATOR_MARK = "conv1.conv.modulation.weight"
@@ -149,16 +150,20 @@ def save(checkpoint: Checkpoint, path: PathLike) -> None:
     """
     if checkpoint.generator is None and checkpoint.discriminator is None:
         raise CheckpointError(f"there is nothing to write to {path}: no generator and no discriminator")
+    if isinstance(checkpoint.generator, StyleGan1Generator):
+        raise CheckpointError(
+            f"{path}: rosinality's layout has no place for StyleGAN1; write lernapparat's (--format lernapparat)"
+        )
     contents: dict[str, Any] = {}
     remarks: list[str] = []
     for name, generator in (("g_ema", checkpoint.generator), ("g", checkpoint.raw_generator)):
         if generator is not None:
-            remarks += _remarks(generator.config(), "generator")
+            remarks += remarks_on(generator.config(), "generator")
             contents[name] = generator_state(generator)
     if checkpoint.generator is not None:
         contents["latent_avg"] = checkpoint.generator.w_avg.detach().cpu().clone()
     if checkpoint.discriminator is not None:
-        remarks += _remarks(checkpoint.discriminator.config(), "discriminator")
+        remarks += remarks_on(checkpoint.discriminator.config(), "discriminator")
         contents["d"] = discriminator_state(checkpoint.discriminator)
     if remarks:
         warnings.warn(f"{path}: {'; '.join(dict.fromkeys(remarks))}", UserWarning, stacklevel=2)
@@ -172,7 +177,7 @@ def original_channels(resolution: int, multiplier: int) -> dict[int, int]:
     return {size: 512 if size <= 32 else 16384 // size * multiplier for size in sizes}
 
 
-def _remarks(config: dict[str, Any], part: str) -> list[str]:
+def remarks_on(config: dict[str, Any], part: str) -> list[str]:
     """Say what the original programs need to be told, or cannot do."""
     if config["label_dim"]:
         raise CheckpointError(

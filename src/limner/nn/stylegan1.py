@@ -149,9 +149,7 @@ class MappingNetwork(stylegan2.MappingNetwork):
         lr_multiplier: learning-rate multiplier of the layers.
     """
 
-    def __init__(
-        self, *, z_dim: int = 512, w_dim: int = 512, depth: int = 8, lr_multiplier: float = 0.01
-    ):
+    def __init__(self, *, z_dim: int = 512, w_dim: int = 512, depth: int = 8, lr_multiplier: float = 0.01):
         super().__init__(z_dim=z_dim, w_dim=w_dim, depth=0)
         widths = [z_dim] + [w_dim] * depth
         self.layers = nn.ModuleList(

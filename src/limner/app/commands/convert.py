@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from limner.app.console import Console, format_bytes
 from limner.errors import CheckpointError, OptionError
 from limner.options import Options as BaseOptions
 from limner.options import knob
 
-PARTS = ("generator", "discriminator", "encoder", "raw_generator")
+PARTS = ("generator", "discriminator", "encoder", "raw_generator", "dual", "raw_dual", "sampler")
 CHUNK_BYTES = 1 << 24
 
 
@@ -19,17 +20,18 @@ class Options(BaseOptions):
     """Options of ``limner convert``."""
 
     source: Path = knob()
-    """file to read, or a model's name: NVIDIA .pkl, rosinality and JoJoGAN .pt, mmgeneration .pth or \
-    .safetensors"""
+    """file to read, or a model's name: NVIDIA .pkl, rosinality, JoJoGAN and lernapparat .pt, mmgeneration .pth \
+    or .safetensors"""
     target: Path = knob()
     """file to write"""
-    format: str = knob("auto", choices=("auto", "limner", "rosinality"))
-    """format to write; auto goes by the ending: .safetensors is Limner's own, .pt rosinality's"""
+    format: str = knob("auto", choices=("auto", "limner", "rosinality", "lernapparat"))
+    """format to write; auto goes by the ending: .safetensors is Limner's own, .pt rosinality's, of a StyleGAN1 \
+    lernapparat's"""
     half: bool = False
     """store half precision (Limner's own format only): half the size, relative error 5e-4"""
     parts: tuple[str, ...] = PARTS
-    """what to take over, where the source has it: generator, discriminator, encoder, raw_generator (the one \
-    that is not averaged)"""
+    """what to take over, where the source has it: generator, discriminator, encoder, dual, sampler; raw_generator and \
+    raw_dual are those that are not averaged"""
     channel_order: str = knob("rgb", choices=("rgb", "stored"))
     """rgb turns networks made for BGR images (mmgeneration) round; stored leaves them"""
     licence: str = ""
@@ -58,11 +60,13 @@ def run(options: Options, console: Console) -> int:
     if options.licence:
         checkpoint.metadata["licence"] = options.licence
     format_name = checkpoints.output_format(
-        options.target, None if options.format == "auto" else options.format
+        options.target, None if options.format == "auto" else options.format, checkpoint
     ).name
     if options.half and format_name != "limner":
         raise OptionError("half precision goes with Limner's own format only; write a .safetensors file")
-    extra = {"dtype": "float16"} if options.half else {}
+    extra: dict[str, Any] = {"dtype": "float16"} if options.half else {}
+    if format_name == "dualstylegan":
+        extra["overwrite"] = options.overwrite
     checkpoints.save(checkpoint, options.target, format=format_name, **extra)
     size = options.target.stat().st_size
     parts = sorted(checkpoint.parts())
