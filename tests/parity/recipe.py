@@ -56,6 +56,13 @@ def draw(path: str, shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
     if kind in FAN_IN:
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
         return np.float32(np.sqrt(FAN_IN[kind] / fan_in)) * noise
+    if kind in ("eye", "eye_init"):
+        identity = np.eye(shape[0], dtype=np.float32) * np.float32(np.sqrt(shape[0]))
+        return identity + np.float32(0.1 if kind == "eye" else 0.01) * noise
+    if kind in ("adain_b", "adain_b_init"):
+        values = np.float32(0.1 if kind == "adain_b" else 0.0) * noise
+        values[: shape[0] // 2] += np.float32(1)
+        return values
     scale, offset = NORMAL[kind]
     values = np.float32(scale) * noise
     return np.asarray(np.float32(offset) + values if offset else values, np.float32)

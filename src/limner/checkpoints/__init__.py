@@ -21,7 +21,6 @@ from limner.checkpoints.native import build_network
 from limner.checkpoints.source import Source, open_source, replace_file
 from limner.checkpoints.unpickle import Foreign
 from limner.errors import CheckpointError, OptionError, UnknownFormatError
-from limner.nn.stylegan2 import Discriminator, Generator
 
 __all__ = [
     "FORMATS",
@@ -47,6 +46,9 @@ FORMATS: tuple[Format, ...] = (
     nvlabs.TF_FORMAT,
     mmgeneration.FORMAT,
     stylegan1.FORMAT,
+    dual.FORMAT,
+    dual.CODES_FORMAT,
+    dual.SAMPLER_FORMAT,
     rosinality.FORMAT,
 )
 """All formats in the order in which they are tried."""
@@ -119,7 +121,7 @@ def save(checkpoint: Checkpoint, path: PathLike, *, format: str | None = None, *
         checkpoint: the model.
         path: where to.
         format: name of the format; None to go by the ending: ``.safetensors`` native, ``.pt`` rosinality (for StyleGAN1
-            lernapparat).
+            lernapparat, for a DualStyleGAN its own).
         options: the format's own, such as ``dtype="float16"`` for native files.
 
     Raises:
@@ -143,8 +145,6 @@ def output_format(path: PathLike, format: str | None = None, checkpoint: Checkpo
         UnknownFormatError: no format of this name or ending can be written.
     """
     writers = [form for form in FORMATS if form.save is not None]
-    if checkpoint is not None and checkpoint.dual is not None:
-        writers.sort(key=lambda form: form is not dual.FORMAT)
     for form in writers:
         fits = Path(path).suffix.lower() in form.suffixes and form.holds(checkpoint or Checkpoint())
         if form.name == format or (format is None and fits):
@@ -196,7 +196,7 @@ def inspect(path: PathLike) -> Inspection:
             metadata["codes"] = {kind: len(codes) for kind, codes in checkpoint.codes.items()}
         for part, network in checkpoint.parts().items():
             count = sum(value.numel() for value in network.parameters())
-            config = native.describe(network) if isinstance(network, (Generator, Discriminator)) else {}
+            config = native.describe(network) if isinstance(network, native.DESCRIBED) else {}
             parts[part] = {**config, "parameters": count}
     except CheckpointError as error:
         title = str(error)

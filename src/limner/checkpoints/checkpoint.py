@@ -11,9 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from limner.checkpoints.source import Source
+from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.nn.stylegan2 import Discriminator, Generator
 
-PARTS = ("generator", "discriminator", "encoder", "raw_generator")
+PARTS = ("generator", "discriminator", "encoder", "raw_generator", "dual", "raw_dual", "sampler")
+Codes = dict[str, dict[str, Tensor]]
+"""Kind (``extrinsic``, ``refined``, ``intrinsic``) -> name of a style -> its z+ code (L, z_dim), in the file's order."""
 
 
 @dataclasses.dataclass
@@ -26,6 +29,10 @@ class Checkpoint:
         discriminator: its discriminator.
         encoder: image -> latent.
         raw_generator: the generator as trained, not averaged; only training needs it.
+        dual: a DualStyleGAN; ``generator`` is then its intrinsic part.
+        raw_dual: the DualStyleGAN as trained, not averaged.
+        sampler: draws extrinsic codes.
+        codes: codes of the styles of a DualStyleGAN; ``refined`` ones take the place of ``extrinsic`` ones.
         metadata: plain values: where missing things came from, options of the training run, licence.
     """
 
@@ -34,6 +41,10 @@ class Checkpoint:
     discriminator: Discriminator | None = None
     encoder: nn.Module | None = None
     raw_generator: Generator | None = None
+    dual: DualGenerator | None = None
+    raw_dual: DualGenerator | None = None
+    sampler: StyleSampler | None = None
+    codes: Codes = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -42,8 +53,11 @@ class Checkpoint:
         return None if self.generator is None else self.generator.w_avg
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the parts that are there."""
-        return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
+        """Return the parts that are there; a generator that is only the inside of ``dual`` is no part of its own."""
+        found = {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
+        if self.dual is not None and self.generator is self.dual.generator:
+            del found["generator"]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

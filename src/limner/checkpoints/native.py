@@ -42,6 +42,7 @@ BUILDERS: dict[str, Any] = {
     "sampler": StyleSampler,
 }
 """Part -> class whose keyword arguments stand in the header."""
+DESCRIBED = (Generator, Discriminator, DualGenerator, StyleSampler)
 ARCHITECTURES: dict[str, Any] = {"stylegan1": stylegan1.Generator}
 """Entry ``architecture`` among the arguments -> class in place of the part's."""
 
@@ -104,7 +105,25 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
             what = f"the {part} of {source.path}"
             kind, config = _builder(part, header[part], what)
             setattr(checkpoint, part, build_network(kind, config, tensors, what=what))
+    if checkpoint.generator is None and checkpoint.dual is not None:
+        checkpoint.generator = checkpoint.dual.generator
+    checkpoint.codes = _named_codes(codes, header.get(CODES), source)
     return checkpoint
+
+
+def _named_codes(stacked: dict[str, Tensor], names: Any, source: Source) -> Codes:
+    """Return kind -> name -> code, from one tensor (N, L, z_dim) per kind and the names in the header."""
+    names = names if isinstance(names, dict) else {}
+    odd = [kind for kind in {*names, *stacked} if len(names.get(kind, ())) != len(stacked.get(kind, ()))]
+    if odd:
+        raise KeyMismatchError(f"{source.path}: codes and their names differ in number: {', '.join(odd)}")
+    return {
+        kind: {
+            str(name): code.to(torch.float32, copy=True)
+            for name, code in zip(names[kind], codes, strict=True)
+        }
+        for kind, codes in stacked.items()
+    }
 
 
 def _builder(part: str, config: Any, what: str) -> tuple[Any, dict[str, Any]]:
@@ -121,7 +140,7 @@ def _builder(part: str, config: Any, what: str) -> tuple[Any, dict[str, Any]]:
     return ARCHITECTURES[name], {key: value for key, value in config.items() if key != "architecture"}
 
 
-def describe(network: Generator | Discriminator) -> dict[str, Any]:
+def describe(network: Generator | Discriminator | DualGenerator | StyleSampler) -> dict[str, Any]:
     """Return what a header says of a network: its architecture, unless it is StyleGAN2's, and its arguments."""
     names = [name for name, kind in ARCHITECTURES.items() if type(network) is kind]
     return {**({"architecture": names[0]} if names else {}), **network.config()}

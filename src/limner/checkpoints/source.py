@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import mmap
 import os
@@ -16,11 +17,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from limner.checkpoints.torch_files import is_stream_file, read_stream_file, read_zip_file
-from limner.checkpoints.unpickle import read_pickle
+from limner.checkpoints.unpickle import read_object_array, read_pickle
 from limner.errors import CheckpointError, UnknownFormatError, UnsafePickleError
 from limner.files import replacing
 
 PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".ckpt"})
+NUMPY_MAGIC = b"\x93NUMPY"
 NOT_MODELS = (
     (b"<", "a web page; the download link probably led to a log-in or quota page"),
     (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull` to get the file itself"),
@@ -39,7 +41,7 @@ class Source:
 
     Args:
         path: where it was read.
-        container: ``safetensors``, ``torch`` or ``pickle``.
+        container: ``safetensors``, ``torch``, ``pickle`` or ``numpy``.
         state: what it holds: dictionaries, lists, tensors, arrays, `unpickle.Foreign` records.
         metadata: the text entries of a safetensors file.
     """
@@ -98,6 +100,8 @@ def _open_container(path: Path, head: bytes) -> Source:
             return Source(path, "torch", read_zip_file(file, np.memmap(path, np.uint8, "c")))
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return _open_safetensors(path)
+    if head[:6] == NUMPY_MAGIC:
+        return Source(path, "numpy", _read_numpy(path))
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         return _open_pickle(path)
     for start, what in NOT_MODELS:
@@ -133,6 +137,25 @@ def _open_pickle(path: Path) -> Source:
             return Source(path, "pickle", first)
         stream.seek(0)
         return Source(path, "torch", read_stream_file(stream, np.memmap(path, np.uint8, "c")))
+
+
+def _read_numpy(path: Path) -> Any:
+    """Read a ``.npy`` file; one that keeps an object, such as a dictionary of codes, is read as data."""
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read:
+                raise CheckpointError(f"version {version} of the numpy format is not known")
+            shape, _, dtype = read[version](file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError, MemoryError) as error:
+            raise CheckpointError(f"the numpy file is cut off or damaged ({error}); fetch it again") from None
+        if shape != ():
+            raise CheckpointError(f"an array {shape} of Python objects; expected numbers or one dictionary")
+        return read_object_array(io.BytesIO(file.read()))
 
 
 def _open_safetensors(path: Path) -> Source:

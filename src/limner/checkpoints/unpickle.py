@@ -105,6 +105,21 @@ def read_pickle(stream: ByteStream) -> Any:
     return build(read_tree(stream, allow))
 
 
+def read_object_array(stream: ByteStream) -> Any:
+    """Read the one object of a numpy array without dimensions, such as a dictionary of arrays.
+
+    Raises:
+        UnsafePickleError: it asks for more than arrays; nothing of it was run.
+        CheckpointError: it is cut off or broken, or another array of objects.
+    """
+    tree = read_tree(stream, allow)
+    if isinstance(tree, Call) and tree.symbol.name == "_reconstruct" and isinstance(tree.state, tuple):
+        shape, contents = tree.state[-4:-3], tree.state[-1:]
+        if shape == ((),) and isinstance(contents[0], list) and len(contents[0]) == 1:
+            return build(contents[0][0])
+    raise CheckpointError("the file holds an array of Python objects; expected one dictionary of codes")
+
+
 def build(tree: Any, fetch: FetchStorage | None = None) -> Any:
     """Turn a tree from `pickle_tree.read_tree` into values.
 

@@ -24,9 +24,9 @@ class Options(BaseOptions):
     or .safetensors"""
     target: Path = knob()
     """file to write"""
-    format: str = knob("auto", choices=("auto", "limner", "rosinality", "lernapparat"))
+    format: str = knob("auto", choices=("auto", "limner", "rosinality", "lernapparat", "dualstylegan"))
     """format to write; auto goes by the ending: .safetensors is Limner's own, .pt rosinality's, of a StyleGAN1 \
-    lernapparat's"""
+    lernapparat's, of a DualStyleGAN its own, with codes and sampler beside it"""
     half: bool = False
     """store half precision (Limner's own format only): half the size, relative error 5e-4"""
     parts: tuple[str, ...] = PARTS
