@@ -15,9 +15,9 @@ from torch import Tensor
 from limner.errors import CheckpointError, KeyMismatchError, ShapeError, UnknownFormatError
 from limner.latent import Latent, render
 from limner.nn import deltas
+from limner.nn.packing import pack, unpack
 from limner.nn.stylegan2 import Generator
 from limner.stylization.options import StyleOptions
-from limner.nn.packing import pack, unpack
 from limner.stylization.style import (
     Style,
     keep_colors,

@@ -21,9 +21,9 @@ from limner.errors import CheckpointError, KeyMismatchError, ShapeError, Unknown
 from limner.files import replacing
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
+from limner.nn.packing import pack, unpack
 from limner.nn.stylegan2 import Generator, Noise
 from limner.stylization.options import StyleOptions
-from limner.nn.packing import pack, unpack
 
 VERSION = 1
 SUFFIX = ".limner"
@@ -230,6 +230,9 @@ def save_style(
         KeyMismatchError: the generator is not the style's base.
     """
     style.check_base(generator)
+    if "child" in style.options:  # a blend: the child's file holds the change
+        _write(Path(path), _thumbnail(style), {"limner": json.dumps(_notes(style))})
+        return style
     packed = pack(style.delta, budget_bytes=budget_bytes)
     restored = dataclasses.replace(style, delta=unpack(packed.tensors))
     rng = torch.Generator().manual_seed(seed)
@@ -249,8 +252,7 @@ def save_style(
         },
     )
     tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
-    if style.thumbnail is not None:
-        tensors[THUMBNAIL] = style.thumbnail.cpu().contiguous()
+    tensors |= _thumbnail(style)
     _write(Path(path), tensors, {"limner": json.dumps(_notes(restored))})
     return restored
 
@@ -291,6 +293,10 @@ def load_style(path: str | Path) -> Style:
         )
     except (KeyMismatchError, ShapeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not delta and "child" in notes["options"]:
+        from limner.stylization.blend_style import child_delta  # it imports this module
+
+        delta = child_delta(notes["options"], notes["base"], path)
     return Style(
         delta=delta,
         base=notes["base"],
@@ -301,6 +307,10 @@ def load_style(path: str | Path) -> Style:
         thumbnail=tensors.get(THUMBNAIL),
         compression=notes.get("compression", {}),
     )
+
+
+def _thumbnail(style: Style) -> dict[str, Tensor]:
+    return {} if style.thumbnail is None else {THUMBNAIL: style.thumbnail.cpu().contiguous()}
 
 
 def _notes(style: Style) -> dict[str, Any]:
