@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "learn": ("learn", "learn a style from one or more pictures"),
     "invert": ("invert", "find the latent of a face"),
     "sample": ("sample", "paint random faces"),
+    "blend": ("blend", "put a generator together from the layers of several"),
     "align": ("align", "cut aligned faces out of photos"),
     "paste": ("paste", "put an aligned face back into its photo"),
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
