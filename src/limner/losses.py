@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def r1_penalty(real_logits: Tensor, real_image: Tensor) -> Tensor:
 
     Args:
         real_logits: (B, 1), computed from ``real_image``.
-        real_image: (B, 3, H, W), requires a gradient.
+        real_image: (B, ...), requires a gradient.
 
     Raises:
         ShapeError: the image does not require a gradient.
@@ -80,7 +81,7 @@ def r1_penalty(real_logits: Tensor, real_image: Tensor) -> Tensor:
     if not real_image.requires_grad:
         raise ShapeError("r1_penalty: real_image must require a gradient before the discriminator sees it")
     (gradient,) = torch.autograd.grad(real_logits.sum(), real_image, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
+    return gradient.square().flatten(1).sum(1).mean()
 
 
 def path_length_penalty(
@@ -297,3 +298,121 @@ def gram_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
         scale = gram_b.detach().square().sum((1, 2)) + 1e-12
         parts.append((gram_a - gram_b).square().sum((1, 2)) / scale)
     return torch.stack(torch.broadcast_tensors(*parts)).mean(0)
+
+
+# Distances of sets of features
+
+
+def contextual_distance(
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    *,
+    bandwidth: float = 0.2,
+    most_numbers: int = 1 << 22,
+) -> Tensor:
+    """Return how badly the features of one image are matched by similar ones of another, wherever they lie, (B,).
+
+    Memory grows with the number of positions, not with its square: affinities are computed for some positions at a
+    time and only the best match of every position is kept; the backward pass computes them again.  It can be
+    differentiated once.
+
+    Args:
+        maps_a: features (B, C, h, w) of the image that is made.
+        maps_b: features (B or 1, C, h', w') of the image that it shall look like; the sizes may differ.
+        bandwidth: h of the paper; smaller tells near and nearest features apart more sharply.
+        most_numbers: affinities that are held at a time.
+
+    Raises:
+        ShapeError: different numbers of maps, of channels or of images.
+
+    Source: Mechrez et al. 2018, "The Contextual Loss for Image Transformation with Non-Aligned Data"
+    (arXiv 1803.02077), equations 2 to 5, with the cosine distance of features centred on ``maps_b``'s mean.
+    Differs: the mean is each image's own, as in the paper, not the batch's.
+    """
+    if len(maps_a) != len(maps_b) or not maps_a:
+        raise ShapeError(f"{len(maps_a)} and {len(maps_b)} maps, expected as many of each, at least one")
+    parts = []
+    for a, b in zip(maps_a, maps_b, strict=True):
+        if a.ndim != 4 or b.ndim != 4 or a.shape[1] != b.shape[1] or len(b) not in (1, len(a)):
+            raise ShapeError(
+                f"maps have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (B, C, h, w) and (B or 1, C, h', w')"
+            )
+        mean = b.mean((2, 3), keepdim=True)
+        # Rows are positions, of unit length: (B, N, C) and (B or 1, M, C).
+        rows, columns = (_unit(values - mean).flatten(2).transpose(1, 2) for values in (a, b))
+        columns = columns.expand(len(rows), -1, -1)
+        similarity = [
+            _BestAffinity.apply(row, column, bandwidth, most_numbers).mean()
+            for row, column in zip(rows, columns, strict=True)
+        ]
+        parts.append(-torch.stack(similarity).log())
+    return torch.stack(parts).mean(0)
+
+
+def _affinities(rows: Tensor, columns: Tensor, bandwidth: float) -> Tensor:
+    """Unit vectors (N, C) and (M, C) -> (N, M): how much nearer each column is to a row than the other columns."""
+    distance = 1 - rows @ columns.t()
+    relative = distance / (distance.amin(1, keepdim=True) + 1e-5)
+    # exp((1 - d) / h), divided by its sum over the columns.
+    return torch.softmax((1 - relative) / bandwidth, 1)
+
+
+class _BestAffinity(torch.autograd.Function):
+    """rows (N, C), columns (M, C) -> the largest affinity of every column, (M,)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, bandwidth: float, most_numbers: int) -> Tensor:
+        chunk = max(1, most_numbers // len(columns))
+        best = rows.new_full((len(columns),), -1.0)
+        place = torch.zeros(len(columns), dtype=torch.long, device=rows.device)
+        for start in range(0, len(rows), chunk):
+            values, index = _affinities(rows[start : start + chunk], columns, bandwidth).max(0)
+            better = values > best
+            best = torch.where(better, values, best)
+            place = torch.where(better, index + start, place)
+        ctx.save_for_backward(rows, columns, place)
+        ctx.bandwidth, ctx.chunk = bandwidth, chunk
+        return best
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        rows, columns, place = ctx.saved_tensors
+        grad_rows = torch.zeros_like(rows)
+        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        # Only rows that are some column's best match have a gradient, each through all of its affinities.
+        used, number = place.unique(return_inverse=True)
+        for start in range(0, len(used), ctx.chunk):
+            part = used[start : start + ctx.chunk]
+            mine = ((number >= start) & (number < start + ctx.chunk)).nonzero()[:, 0]
+            with torch.enable_grad():
+                some = rows[part].detach().requires_grad_()
+                every = columns.detach().requires_grad_(grad_columns is not None)
+                chosen = _affinities(some, every, ctx.bandwidth)[number[mine] - start, mine]
+            inputs = [some] if grad_columns is None else [some, every]
+            found = torch.autograd.grad(chosen, inputs, grad[mine])
+            grad_rows[part] = found[0]
+            if grad_columns is not None:
+                grad_columns += found[1]
+        return grad_rows, grad_columns, None, None
+
+
+def channel_mean_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+    """Return the mean over maps of the mean squared difference of the channels' means, (B,).
+
+    Args:
+        maps_a, maps_b: features (B, C, h, w) of either image; the sizes may differ, the channels not.
+
+    Raises:
+        ShapeError: different numbers of maps or channels.
+
+    Source: Yang et al. 2022, DualStyleGAN (arXiv 2203.13248), section 3.3, the feature matching loss.
+    """
+    if len(maps_a) != len(maps_b) or not maps_a:
+        raise ShapeError(f"{len(maps_a)} and {len(maps_b)} maps, expected as many of each, at least one")
+    parts = []
+    for a, b in zip(maps_a, maps_b, strict=True):
+        if a.shape[1] != b.shape[1]:
+            raise ShapeError(f"maps have {a.shape[1]} and {b.shape[1]} channels, expected as many of each")
+        parts.append((a.mean((2, 3)) - b.mean((2, 3))).square().mean(1))
+    return torch.stack(parts).mean(0)
