@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "align": ("align", "cut aligned faces out of photos"),
     "paste": ("paste", "put an aligned face back into its photo"),
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
+    "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
     "convert": ("convert", "turn a checkpoint into another format"),
     "inspect": ("inspect", "say what is in a model file"),
     "models list": ("models:list", "list bundled, installed and downloadable models"),
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models pull": ("models:pull", "download a model, after showing its licence"),
     "models remove": ("models:remove", "delete an installed model"),
     "doctor": ("doctor", "say what this machine has, how fast it is and what is missing"),
+    "eval": ("eval", "measure generation, inversion and styles on held-out pictures; writes a report"),
     "demo": ("demo", "restyle two photos and sample every bundled style"),
 }
 SHORT_FLAGS = {"out": "-o"}

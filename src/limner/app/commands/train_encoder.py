@@ -1,0 +1,184 @@
+"""``limner train encoder``: train the compact encoder of a generator, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console
+from limner.errors import CheckpointError, OptionError
+from limner.options import to_mapping
+from limner.training.encoder_options import EncoderOptions as Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from limner.nn.stylegan2 import Generator
+    from limner.training.encoder import EncoderRun, EncoderTraining
+    from limner.training.run import Runtime
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+STEPS_SHOWN = 3
+FALLBACK_PICTURES = 8
+
+
+def run(options: Options, console: Console) -> int:
+    """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
+    from limner.app.device import pick_device
+    from limner.training.run import Runtime
+
+    device = pick_device(console.settings, deterministic=False)
+    return Runtime.launch(
+        lambda runtime: _train(options, console, runtime),
+        processes=options.processes,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def _train(options: Options, console: Console, runtime: Runtime) -> int:
+    import torch
+
+    from limner import checkpoints, losses, zoo
+    from limner.inversion import TrunkDistance
+    from limner.nn import deltas
+    from limner.nn.stylegan2 import Generator
+    from limner.training.encoder import EncoderTraining, build_run
+    from limner.training.encoder_figures import EncoderExam
+
+    generator = checkpoints.load(zoo.resolve(options.base)).generator
+    if not isinstance(generator, Generator):
+        raise CheckpointError(f"{options.base} holds no StyleGAN2 generator")
+    base = {"name": Path(options.base).stem, "digest": deltas.digest(generator)}
+    layout: Any = {"memory_format": torch.channels_last}  # torch's stubs do not know it
+    generator.to(runtime.device, **layout).eval().requires_grad_(False)
+    trunk = zoo.load("lite0").to(runtime.device, **layout)
+    embedder = zoo.load("identity").to(runtime.device, **layout)
+    encoder = build_run(
+        options, runtime, generator=generator, trunk=trunk, base=base, embedder=embedder
+    )
+    exams: list[EncoderExam] = []
+
+    def examine(run: EncoderRun, sheet: Path) -> dict[str, float]:
+        if not exams:  # the search takes a while: not before it is needed
+            image, names, renders = _exam_pictures(options, generator, runtime)
+            exams.append(
+                EncoderExam(
+                    generator,
+                    image,
+                    names,
+                    renders=renders,
+                    perceptual=TrunkDistance(trunk, name="lite0"),
+                    identity=lambda a, b: losses.identity_distance(embedder, a, b),
+                    steps=STEPS_SHOWN,
+                    ceiling_steps=options.ceiling_steps,
+                    keep=Path(options.out) / "ceiling.npy",
+                )
+            )
+        return exams[0].measure(run.average, sheet)
+
+    training = EncoderTraining(encoder, examine=examine, export=_export)
+    training.setup()
+    if not runtime.is_main:
+        training.fit()
+        return 0
+    weights = sum(p.numel() for p in encoder.encoder.core.parameters())
+    found = 0 if encoder.pictures is None else len(encoder.pictures)
+    console.print(
+        f"{found} pictures, generator {base['name']} at {generator.resolution} px, {weights:,} weights on a frozen "
+        f"trunk, on {runtime.device}; "
+        + (f"resuming at {encoder.kimg:.1f} kimg" if encoder.step else "starting anew")
+    )
+    finished = _fit(training, console)
+    figures = training.validate()
+    _plot(training, console)
+    for name in ("psnr", "ssim", "perceptual", "identity"):
+        parts = [f"{key} {figures[key]:.3g}" for key in figures if key.startswith((name, f"photo_{name}"))]
+        console.print(", ".join(parts))
+    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
+    if not finished:
+        console.print(
+            f"stopped at {encoder.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
+        )
+    console.result(
+        kimg=encoder.kimg, finished=finished, model=training.out / "model.safetensors", **figures
+    )
+    return 0
+
+
+def _exam_pictures(
+    options: Options, generator: Generator, runtime: Runtime
+) -> tuple[Tensor, list[str], int]:
+    """Return held-out pictures and the faces of photos, their names, and how many are no photos."""
+    import torch
+
+    from limner import media
+    from limner.faces import crop_face, find_alignments
+    from limner.faces.options import AlignOptions, DetectOptions
+    from limner.training.data import PictureSet
+
+    images, names = [], []
+    if options.data:
+        pictures = PictureSet(options.data, generator.resolution, select=options.validate or options.select)
+        images.append(pictures.pixels[:FALLBACK_PICTURES].float() / 127.5 - 1)
+        names += [Path(name).stem for name in pictures.names[:FALLBACK_PICTURES]]
+    else:
+        rng = torch.Generator().manual_seed(options.seed)
+        z = torch.randn(FALLBACK_PICTURES, generator.z_dim, generator=rng).to(runtime.device)
+        with torch.no_grad():
+            images.append(generator(z, psi=0.7).clamp(-1, 1).cpu())
+        names += [f"made {n}" for n in range(FALLBACK_PICTURES)]
+    renders = len(names)
+    for path in _photos(options.photos):
+        photo = media.read(path)
+        align = AlignOptions(size=generator.resolution)
+        for alignment in find_alignments(photo.pixels, align, DetectOptions(), where=str(path)):
+            images.append(media.to_image(crop_face(photo.pixels, alignment)))
+            names.append(path.stem)
+    return torch.cat(images).to(runtime.device), names, renders
+
+
+def _photos(folder: str) -> list[Path]:
+    if not folder:
+        return []
+    if not Path(folder).is_dir():
+        raise OptionError(f"photos is {folder}, expected a folder")
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES)
+
+
+def _fit(training: EncoderTraining, console: Console) -> bool:
+    run = training.run
+    left = max(0, round(run.options.kimg * 1000) - run.images)
+    start = run.images
+    with console.progress(left, "train encoder (images)") as progress:
+
+        def show(record: dict[str, Any]) -> None:
+            shown = [f"{name} {value:.3g}" for name, value in record.items() if name[-1:] in "12" or name == "identity"]
+            progress.set(min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}")
+
+        return training.fit(show)
+
+
+def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
+    from limner.nn.compact import save_encoder
+
+    provenance = {
+        "command": "train encoder",
+        "options": to_mapping(run.options),
+        "images": run.images,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    save_encoder(run.average, path, provenance=provenance)
+
+
+def _plot(training: EncoderTraining, console: Console) -> None:
+    from limner.errors import MissingExtraError
+    from limner.training.plots import plot_log
+
+    records = training.journal.read()
+    if not records:
+        return
+    try:
+        console.print(f"curves: {plot_log(records, training.out / 'log.png')}")
+    except MissingExtraError as error:
+        console.detail(str(error))

@@ -1,0 +1,526 @@
+"""Train the compact encoder: batches of pictures and generated faces, ReStyle steps, losses of pSp and e4e.
+
+All state is one dict in ``OUT/state.pt``; a run that was killed continues from it exactly as if it had not been.
+
+Source: Richardson et al. 2021, pSp (arXiv 2008.00951), section 3.2; Tov et al. 2021, e4e (arXiv 2102.02766), section
+4; Alaluf et al. 2021, ReStyle (arXiv 2104.02699), section 3.2.
+Differs: generated faces, whose codes are known, are a part of every batch; the generator runs only for some of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.errors import KeyMismatchError, OptionError
+from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, maps_distance, r1_penalty
+from limner.nn.compact import CompactCore, CompactEncoder, resize
+from limner.nn.embedding import LatentCritic
+from limner.nn.features import Lite0
+from limner.nn.stylegan2 import Generator
+from limner.options import to_mapping
+from limner.training.data import PictureSet
+from limner.training.encoder_options import EncoderOptions
+from limner.training.games import draw_w_plus
+from limner.training.optimizers import make_optimizer
+from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
+
+OnStep = Callable[[dict[str, Any]], None]
+LOG_STEPS = 20
+CRITIC_ROWS = 256
+MOST_INPUT_PX = 256
+ADAM_BETA1 = 0.9
+
+
+@dataclass
+class EncoderRun:
+    """The networks of a run and how far it is.
+
+    Args:
+        options: settings.
+        runtime: device and processes.
+        generator: frozen base.
+        encoder: trained.
+        average: its average, which is shipped.
+        embedder: identity embedder; None leaves its loss out.
+        pictures: training pictures; None where there are none.
+        critic: latent discriminator, if the options ask for one.
+    """
+
+    options: EncoderOptions
+    runtime: Runtime
+    generator: Generator
+    encoder: CompactEncoder
+    average: CompactEncoder
+    embedder: Embedder | None = None
+    pictures: PictureSet | None = None
+    critic: LatentCritic | None = None
+    step: int = 0
+    images: int = 0
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images seen."""
+        return self.images / 1000
+
+    def learning_rate(self, full: float) -> float:
+        """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
+        options = self.options
+        rise = (
+            min(1.0, (self.images + options.batch_size) / (1000 * options.warmup_kimg))
+            if options.warmup_kimg
+            else 1.0
+        )
+        if not options.decay_kimg:
+            return full * rise
+        progress = min(max(1 - (options.kimg - self.kimg) / options.decay_kimg, 0.0), 1.0)
+        return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def free_rows(self) -> int | None:
+        """Return how many rows may differ from the others now; None for all."""
+        every = self.options.progressive_kimg
+        if not every:
+            return None
+        return min(int(max(self.kimg - self.options.codes_kimg, 0) / every), self.generator.num_rows)
+
+
+def build_run(
+    options: EncoderOptions,
+    runtime: Runtime,
+    *,
+    generator: Generator,
+    trunk: Lite0,
+    base: dict[str, str],
+    embedder: Embedder | None = None,
+) -> EncoderRun:
+    """Make the networks of a new run.
+
+    Args:
+        options: settings.
+        runtime: device and processes.
+        generator: frozen base, on the runtime's device, as the other networks.
+        trunk: frozen Lite0.
+        base: name and digest of the generator.
+        embedder: identity embedder for the loss.
+
+    Raises:
+        OptionError: options that contradict one another.
+    """
+    if options.batch_size % runtime.world:
+        raise OptionError(f"batch_size {options.batch_size} cannot be shared by {runtime.world} processes")
+    pictures = None
+    if options.data:
+        pictures = PictureSet(options.data, generator.resolution, select=options.select)
+    elif options.real_share and options.kimg > options.codes_kimg:
+        raise OptionError(
+            "data must be given (a folder or a zip of square, aligned pictures), or real_share set to 0"
+        )
+    input_px = options.input_px or min(max(generator.resolution, 32), MOST_INPUT_PX)
+    torch.manual_seed(options.seed)
+    core = CompactCore(
+        num_rows=generator.num_rows,
+        w_dim=generator.w_dim,
+        channels=trunk.channels[1:],
+        input_px=input_px,
+        width=options.width,
+        hidden=options.hidden,
+        rank=options.rank,
+    )
+    critic = LatentCritic(w_dim=generator.w_dim).to(runtime.device) if options.critic else None
+    device = runtime.device
+    core.to(device)
+    with torch.no_grad():
+        w = generator.mapping(StepRandom(options.seed, 0, 0, device).normal(4096, generator.z_dim))
+        std = (w - w.mean(0)).square().mean().sqrt()
+        core.w_avg.copy_(generator.w_avg)
+        core.w_std.copy_(std)
+        if critic is not None:
+            critic.w_avg.copy_(generator.w_avg)
+            critic.w_std.copy_(std)
+        encoder = CompactEncoder(trunk=trunk, core=core, base=base)
+        probe = generator.synthesis(generator.broadcast(w[:64])).clamp(-1, 1)
+        if pictures is not None:
+            drawn = pictures.draw(
+                64, torch.Generator().manual_seed(options.seed), mirror=False, device=device
+            )
+            probe = torch.cat([probe, drawn])
+        core.calibrate(encoder.look(resize(probe, input_px))[1])
+    average = CompactEncoder(trunk=trunk, core=copy.deepcopy(core).requires_grad_(False).eval(), base=base)
+    return EncoderRun(
+        options=options,
+        runtime=runtime,
+        generator=generator.requires_grad_(False),
+        encoder=encoder,
+        average=average,
+        embedder=embedder,
+        pictures=pictures,
+        critic=critic,
+    )
+
+
+@dataclass
+class Batch:
+    """What one step learns from; real pictures come first.
+
+    Args:
+        image: (B, 3, R, R); those before ``shown`` get the image losses.
+        w_plus: codes of the generated ones, (B - real, L, w_dim).
+        real, shown: how many.
+    """
+
+    image: Tensor
+    w_plus: Tensor
+    real: int
+    shown: int
+
+
+def jitter_colours(image: Tensor, p: float, rng: torch.Generator) -> Tensor:
+    """Change brightness, contrast and saturation, each for every image with probability ``p``; stays in [-1, 1].
+
+    Args:
+        image: (B, 3, H, W).
+        p: probability of each change.
+        rng: CPU generator.
+    """
+    if p <= 0:
+        return image
+
+    def draw(spread: float) -> Tensor:
+        amounts = (torch.rand(2, len(image), 1, 1, 1, generator=rng)).to(image)
+        return (amounts[0] * 2 - 1) * spread * (amounts[1] < p)
+
+    image = image + draw(0.3)
+    mean = image.mean((1, 2, 3), keepdim=True)
+    image = mean + (image - mean) * (1 + draw(0.3))
+    grey = image.mean(1, keepdim=True)
+    return (grey + (image - grey) * (1 + draw(0.4))).clamp(-1, 1)
+
+
+class EncoderLessons:
+    """One step of training.
+
+    Args:
+        run: networks and settings.
+    """
+
+    def __init__(self, run: EncoderRun):
+        options = run.options
+        self.run = run
+        self.optimizer = make_optimizer(
+            options.optimizer,
+            run.encoder.core.parameters(),
+            lr=options.lr,
+            betas=(ADAM_BETA1, options.beta2),
+            weight_decay=options.weight_decay,
+        )
+        self.critic_optimizer: torch.optim.Optimizer | None = None
+        if run.critic is not None:
+            self.critic_optimizer = torch.optim.Adam(
+                run.critic.parameters(), options.critic_lr, betas=(ADAM_BETA1, 0.99)
+            )
+        self._start: list[Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimisers' states."""
+        critic = self.critic_optimizer
+        return {"optimizer": self.optimizer.state_dict(), "critic": critic and critic.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state_dict(state["critic"])
+
+    @torch.no_grad()
+    def make_batch(self, random: StepRandom) -> Batch:
+        """Draw pictures and generate faces."""
+        run, options = self.run, self.run.options
+        size = options.batch_size // run.runtime.world
+        codes_only = run.kimg < options.codes_kimg
+        real = 0 if codes_only or run.pictures is None else round(size * options.real_share)
+        made = size - real
+        shown = real + (0 if codes_only else math.ceil(made * options.shown_share))
+        images = []
+        if run.pictures is not None and real:
+            drawn = run.pictures.draw(real, random.cpu, mirror=options.mirror, device=run.runtime.device)
+            images.append(jitter_colours(drawn, options.jitter, random.cpu))
+        w_plus = draw_w_plus(run.generator, made, options.mixing, random)
+        psi = torch.rand(made, 1, 1, generator=random.cpu).to(w_plus)
+        w_plus = torch.lerp(
+            run.generator.w_avg.expand_as(w_plus), w_plus, options.psi_min + (1 - options.psi_min) * psi
+        )
+        if made:
+            painted = run.generator.synthesis(w_plus, "random", rng=random.local)
+            images.append(painted.float().clamp(-1, 1))
+        return Batch(torch.cat(images), w_plus, real, shown)
+
+    def start_views(self) -> list[Tensor]:
+        """Return the views of the mean w's picture, which every first refinement sees."""
+        if self._start is None:
+            encoder = self.run.encoder
+            with torch.no_grad():
+                painted = self.run.generator.synthesis(encoder.start(1)).clamp(-1, 1)
+                self._start = encoder.look(resize(painted, encoder.core.input_px))[1]
+        return self._start
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """Learn from one batch; return the figures for the log."""
+        run, encoder = self.run, self.run.encoder
+        side = encoder.core.input_px
+        with run.runtime.autocast():
+            batch = self.make_batch(random)
+            seen = resize(batch.image, side)
+            with torch.no_grad():
+                target_maps, target_views = encoder.look(seen)
+        target_maps = [x[: batch.shown] for x in target_maps]
+        totals: dict[str, float] = {}
+        w_plus, views = encoder.start(len(batch.image)), self.start_views()
+        for number in range(run.options.refinements):
+            last = number == run.options.refinements - 1
+            with run.runtime.autocast():
+                w_plus = encoder.core(target_views, views, w_plus.detach(), free_rows=run.free_rows())
+                w_plus = w_plus.float()
+                losses = self.code_losses(batch, w_plus, random)
+                views = []
+                if batch.shown:
+                    image = run.generator.synthesis(w_plus[: batch.shown])
+                    small = resize(image, side)
+                    maps = encoder.trunk(small)
+                    losses |= self.image_losses(batch, image.float(), maps, target_maps, identity=last)
+                    if not last:
+                        views = encoder.add_pixels([x.detach() for x in maps], small.detach().clamp(-1, 1))
+                if not last:
+                    views = self._views_of_rest(w_plus[batch.shown :].detach(), views)
+            if not losses:
+                continue
+            torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
+            for name, (_, value) in losses.items():
+                key = name if name in ("identity",) else f"{name}{number + 1}"
+                totals[key] = value.item()
+        self._update()
+        if run.critic is not None:
+            totals |= self._step_critic(w_plus[: batch.real].detach(), random)
+        return totals
+
+    @torch.no_grad()
+    def _views_of_rest(self, w_plus: Tensor, views: list[Tensor]) -> list[Tensor]:
+        """Return the views of all reconstructions, painting those that have no image losses."""
+        if not len(w_plus):
+            return views
+        encoder = self.run.encoder
+        painted = self.run.generator.synthesis(w_plus).clamp(-1, 1)
+        rest = encoder.look(resize(painted, encoder.core.input_px))[1]
+        return [torch.cat(pair) for pair in zip(views, rest, strict=True)] if views else rest
+
+    def code_losses(
+        self, batch: Batch, w_plus: Tensor, random: StepRandom
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return the losses of codes with their weights: known ones, and regularisers on pictures."""
+        run, options, std = self.run, self.run.options, self.run.encoder.core.w_std
+        losses = {}
+        if len(batch.w_plus):
+            error = ((w_plus[batch.real :] - batch.w_plus) / std).square().mean()
+            losses["codes"] = (options.codes, error)
+        if batch.real:
+            own = w_plus[: batch.real]
+            losses["w_norm"] = (
+                options.w_norm,
+                ((own - run.generator.w_avg) / std).square().mean(),
+            )
+            spread = (own - own.mean(1, keepdim=True)) / std
+            losses["delta"] = (options.delta, spread.square().mean())
+            if run.critic is not None:
+                run.critic.requires_grad_(False)
+                losses["critic"] = (options.critic, logistic_g_loss(run.critic(own.flatten(0, 1))))
+        return losses
+
+    def image_losses(
+        self, batch: Batch, image: Tensor, maps: list[Tensor], target_maps: list[Tensor], *, identity: bool
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return the losses of painted images with their weights.
+
+        Args:
+            batch: its pictures.
+            image: what the generator made of the first ``shown`` codes.
+            maps, target_maps: the trunk's, of both.
+            identity: whether the persons are compared too.
+        """
+        options, target = self.run.options, batch.image[: batch.shown]
+        difference = image - target
+        sizes = [k for k in (4, 16) if k <= image.shape[2]]
+        rough = [difference, *(F.avg_pool2d(difference, k) for k in sizes)]
+        losses = {
+            "l2": (options.l2, difference.square().mean()),
+            "l1": (options.l1, torch.stack([x.abs().mean() for x in rough]).sum()),
+            "perceptual": (options.perceptual, maps_distance(maps, target_maps).mean()),
+        }
+        embedder = self.run.embedder
+        if identity and options.identity and embedder is not None:
+            with torch.no_grad():
+                known = embedder(target)
+            losses["identity"] = (options.identity, (embedder(image) - known).square().sum(1).mean())
+        return losses
+
+    def _update(self) -> None:
+        run = self.run
+        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
+        run.runtime.average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = run.learning_rate(run.options.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step_critic(self, w_plus: Tensor, random: StepRandom) -> dict[str, float]:
+        """Teach the latent discriminator what mapped noise looks like, and what the encoder makes."""
+        run, critic, optimizer = self.run, self.run.critic, self.critic_optimizer
+        if not len(w_plus) or critic is None or optimizer is None:
+            return {}
+        critic.requires_grad_(True)
+        with torch.no_grad():
+            known = run.generator.mapping(random.normal(CRITIC_ROWS, run.generator.z_dim)).float()
+        known.requires_grad_()
+        logits = critic(known)
+        loss = logistic_d_loss(logits, critic(w_plus.flatten(0, 1)))
+        penalty = r1_penalty(logits, known) * critic.w_std.square()
+        (loss + 0.5 * run.options.critic_r1 * penalty).backward()
+        run.runtime.average_gradients(critic.parameters())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"critic_loss": loss.item()}
+
+
+class EncoderTraining:
+    """A run on disk: ``state.pt``, ``log.jsonl``, ``options.json``, ``sheets/``, ``model.safetensors``.
+
+    Args:
+        run: its networks.
+        examine: measures the averaged encoder and writes a sheet, (run, path of the sheet) -> figures.
+        export: writes the averaged encoder, (run, path, figures).
+    """
+
+    def __init__(
+        self,
+        run: EncoderRun,
+        *,
+        examine: Callable[[EncoderRun, Path], dict[str, float]] | None = None,
+        export: Callable[[EncoderRun, Path, dict[str, Any]], None] | None = None,
+    ):
+        self.run, self.examine, self.export = run, examine, export
+        self.out = Path(run.options.out)
+        self.lessons = EncoderLessons(run)
+        self.journal = Journal(self.out / "log.jsonl")
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that decides how the run goes on."""
+        run = self.run
+        return {
+            "step": run.step,
+            "images": run.images,
+            "base": run.encoder.base,
+            "encoder": run.encoder.core.state_dict(),
+            "average": run.average.core.state_dict(),
+            "critic": run.critic and run.critic.state_dict(),
+            "lessons": self.lessons.state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned.
+
+        Raises:
+            KeyMismatchError: the state belongs to a run with other options or another generator.
+        """
+        run = self.run
+        if state["base"].get("digest") != run.encoder.base.get("digest"):
+            raise KeyMismatchError(
+                f"{self.out}/state.pt belongs to another generator than {run.encoder.base.get('name', 'this one')}; "
+                "give another out folder"
+            )
+        try:
+            run.encoder.core.load_state_dict(state["encoder"])
+            run.average.core.load_state_dict(state["average"])
+            if run.critic is not None:
+                run.critic.load_state_dict(state["critic"])
+            self.lessons.load_state(state["lessons"])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise KeyMismatchError(
+                f"{self.out}/state.pt belongs to a run with other options ({str(error).splitlines()[0]}); "
+                f"give another out folder or the options in {self.out}/options.json"
+            ) from error
+        run.step, run.images = state["step"], state["images"]
+
+    def setup(self) -> None:
+        """Make the folder, resume what lies there."""
+        run = self.run
+        (self.out / "sheets").mkdir(parents=True, exist_ok=True)
+        if (self.out / "state.pt").exists():
+            self.load_state(load_state(self.out / "state.pt", run.runtime.device))
+        if run.runtime.is_main:
+            self.journal.cut(run.kimg)
+            (self.out / "options.json").write_text(json.dumps(to_mapping(run.options), indent=1) + "\n")
+
+    def fit(self, on_step: OnStep | None = None) -> bool:
+        """Train to the end, or until the time limit or a signal; return whether the end was reached."""
+        run, options = self.run, self.run.options
+        clock = Clock(limit_s=options.seconds, save_s=options.save_seconds)
+        start = run.images
+        with clock.signals():
+            while run.kimg < options.kimg and not run.runtime.agree(clock.should_stop()):
+                random = StepRandom(options.seed, run.step + 1, run.runtime.rank, run.runtime.device)
+                record: dict[str, Any] = self.lessons.step(random)
+                before = run.images
+                run.step += 1
+                run.images += options.batch_size
+                update_average(
+                    run.average.core,
+                    run.encoder.core,
+                    images=run.images,
+                    batch=options.batch_size,
+                    half_kimg=options.ema_kimg,
+                    ramp=0.1,
+                )
+                record |= {"kimg": run.kimg, "img_per_s": (run.images - start) / max(clock.seconds, 1e-9)}
+                if run.runtime.is_main:
+                    self._after_step(record, before, clock)
+                    if on_step:
+                        on_step(record)
+            run.runtime.barrier()
+            if run.runtime.is_main:
+                save_state(self.out / "state.pt", self.state())
+        return run.kimg >= options.kimg
+
+    def _after_step(self, record: dict[str, Any], before: int, clock: Clock) -> None:
+        run, every = self.run, self.run.options.figure_kimg
+        measured = int(run.kimg / every) > int(before / 1000 / every)
+        if measured:
+            record |= self._examine()
+        if run.step % LOG_STEPS == 0 or measured:
+            self.journal.write(record)
+        if clock.should_save():
+            save_state(self.out / "state.pt", self.state())
+
+    def _examine(self) -> dict[str, float]:
+        if self.examine is None:
+            return {}
+        return self.examine(self.run, self.out / "sheets" / f"{int(self.run.kimg * 10):06d}.png")
+
+    def validate(self) -> dict[str, float]:
+        """Measure the averaged encoder, write the last sheet and the model; return the figures."""
+        if not self.run.runtime.is_main:
+            return {}
+        figures = self._examine()
+        if figures:
+            self.journal.write({"kimg": self.run.kimg, **figures})
+        if self.export:
+            self.export(self.run, self.out / "model.safetensors", figures)
+        return figures
+
