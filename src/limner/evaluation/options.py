@@ -1,0 +1,91 @@
+"""Options of evaluation (imports no torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from limner.errors import OptionError
+from limner.options import Options, knob
+
+QUICK: dict[str, Any] = {
+    "samples": 200,
+    "found_in": 60,
+    "neighbours_in": 1000,
+    "faces": 4,
+    "steps": 25,
+    "scenes": 6,
+}
+"""What ``quick`` lowers the numbers to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(Options):
+    """What is measured, on how many pictures; the defaults take an hour or two on two CPU cores."""
+
+    data: Path | None = None
+    """folder with heads-256/photo and paired-256/LOOK; heads and pairs name other places"""
+    heads: Path | None = None
+    """folder or zip of aligned, numbered portraits; by default heads-256/photo in data"""
+    pairs: Path | None = None
+    """folder of one scene in several looks: photo/N.jpg, toon/N.jpg, ...; by default paired-256 in data"""
+    held_out: str = "11000-11999"
+    """portraits that no training has seen, FIRST-LAST"""
+    trained_on: str = "0-10999"
+    """portraits that the model was trained on, FIRST-LAST"""
+    held_out_pairs: str = "20900-20999"
+    """scenes that no training has seen, FIRST-LAST"""
+    seed: int = knob(0, lo=0, hi=2**30)
+    """first seed of the random faces, and seed of everything else that is drawn"""
+    quick: bool = False
+    """small numbers, for a first look within minutes; the figures are rough then"""
+    samples: int = knob(1000, lo=8, hi=100_000)
+    """generation: random faces, and as many real pictures; the held-out ones are the limit"""
+    found_in: int = knob(500, lo=1, hi=100_000)
+    """generation: random faces in which a face is looked for and whose person, pose and mouth are measured"""
+    neighbours_in: int = knob(100_000, lo=8, hi=10_000_000)
+    """generation: training pictures among which the nearest are looked for; by default all"""
+    faces: int = knob(50, lo=2, hi=10_000)
+    """inversion: held-out portraits, the first ones in order"""
+    photos: tuple[Path, ...] = knob(())
+    """inversion and stylization: real photos; their largest face is shown beside the renders"""
+    methods: tuple[str, ...] = knob(())
+    """inversion: methods as [START-]METHOD[:STEPS], such as w+, w+:500, encoder, encoder-w+:100; by default every
+    method that is built in, and w+ and pivotal started from the encoder"""
+    steps: int = knob(100, lo=1, hi=20_000)
+    """inversion: steps of a search where METHODS name none; pivotal tuning takes as many again"""
+    scenes: int = knob(50, lo=2, hi=10_000)
+    """stylization: held-out scenes, the first ones in order"""
+    styles: tuple[str, ...] = knob(())
+    """stylization: names or files of styles; by default all on this machine that belong to the model"""
+    strengths: tuple[float, ...] = knob((0.25, 0.5, 0.75, 1.0), lo=0, hi=1)
+    """stylization: strengths of the curve"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.strengths) < 1 or any(not 0 <= value <= 1 for value in self.strengths):
+            raise OptionError(f"strengths are {self.strengths}, expected numbers from 0 to 1")
+
+    def scaled(self) -> EvaluationOptions:
+        """Return the options with the numbers that ``quick`` stands for."""
+        if not self.quick:
+            return self
+        return dataclasses.replace(
+            self, **{name: min(value, getattr(self, name)) for name, value in QUICK.items()}
+        )
+
+    def find(self, what: str) -> Path:
+        """Return the place of ``heads`` or ``pairs``.
+
+        Raises:
+            OptionError: neither it nor ``data`` is given, or nothing is there.
+        """
+        own = getattr(self, what)
+        below = {"heads": Path("heads-256/photo"), "pairs": Path("paired-256")}[what]
+        if own is None and self.data is None:
+            raise OptionError(f"name the pictures: --data DIR with {below} in it, or --{what} DIR")
+        place = own or Path(self.data or "") / below
+        if not place.exists():
+            raise OptionError(f"{what}: there is nothing at {place}; name another place with --{what}")
+        return place
