@@ -27,6 +27,7 @@ from limner.options import Options, field_types, from_mapping, help_texts, read_
 COMMANDS: dict[str, tuple[str, str]] = {
     "stylize": ("stylize", "restyle every face of a photo"),
     "learn": ("learn", "learn a style from one or more pictures"),
+    "dual": ("dual", "restyle faces after an exemplar, structure and colour apart (DualStyleGAN)"),
     "invert": ("invert", "find the latent of a face"),
     "sample": ("sample", "paint random faces"),
     "blend": ("blend", "put a generator together from the layers of several"),

@@ -6,9 +6,10 @@ import dataclasses
 
 from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
 from limner.options import Options, knob
-from limner.stylization.options import JojoganOptions, StyleOptions
+from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
 
 INVERTERS = ("w", "w+", "pivotal")
+DUAL_INVERTERS = (*INVERTERS, "z+")
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
 
@@ -22,8 +23,8 @@ class TrunkOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class StylizeOptions(DetectOptions, AlignOptions, PasteOptions, StyleOptions):
-    """How the faces of a photo are found, embedded, restyled and put back."""
+class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
+    """How the faces of a photo are found, embedded and put back."""
 
     size: int = knob(512, lo=16, hi=4096)
     """side in px of the portrait that crop writes and compare shows"""
@@ -45,6 +46,20 @@ class StylizeOptions(DetectOptions, AlignOptions, PasteOptions, StyleOptions):
     """give the aligned portrait instead of the whole photo"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
     """seed of the random numbers"""
+
+
+@dataclasses.dataclass(frozen=True)
+class StylizeOptions(PhotoOptions, StyleOptions):
+    """How the faces of a photo are found, embedded, restyled and put back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DualPhotoOptions(PhotoOptions, DualOptions):
+    """How the faces of a photo are found, embedded, restyled by a DualStyleGAN and put back."""
+
+    inverter: str = knob("w+", choices=DUAL_INVERTERS)
+    """how a face is embedded: w keeps closest to faces the generator knows, w+ closer to the photo, z+ is the space that
+    such models are trained on, pivotal also tunes the generator to the person, which is closest and slowest"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,10 @@ from limner.inversion import Distance, FitReport, Inversion, InversionOptions, P
 from limner.nn import deltas
 from limner.options import to_mapping
 from limner.pipeline.models import Models
-from limner.pipeline.options import LearnOptions, StylizeOptions
+from limner.pipeline.options import LearnOptions, PhotoOptions, StylizeOptions
+from limner.stylization.dual import DualStyle
 from limner.stylization.jojogan import LearningStep, learn
+from limner.stylization.options import StyleOptions
 from limner.stylization.style import Style, paint
 
 THUMBNAIL_PX = 96
@@ -110,8 +112,8 @@ class LearnResult:
 
 def stylize(
     pixels: np.ndarray,
-    style: Style,
-    options: StylizeOptions | None = None,
+    style: Style | DualStyle,
+    options: PhotoOptions | None = None,
     *,
     models: Models,
     where: str = "the photo",
@@ -124,7 +126,7 @@ def stylize(
     Args:
         pixels: the photo, uint8 (H, W, 3).
         style: of the base model.
-        options: see `StylizeOptions`.
+        options: see `StylizeOptions`; for a `DualStyle`, which has options of its own, `PhotoOptions` are enough.
         models: see `load_models`.
         where: the photo's name, for messages.
         embedded: what `embed_faces` returned, to put another style on the same faces without searching again.
@@ -151,7 +153,7 @@ def stylize(
 
 def embed_faces(
     pixels: np.ndarray,
-    options: StylizeOptions,
+    options: PhotoOptions,
     *,
     models: Models,
     where: str = "the photo",
@@ -172,7 +174,7 @@ def embed_faces(
     return found
 
 
-def _embed(image: Tensor, options: StylizeOptions, models: Models, on_step: Any) -> Inversion:
+def _embed(image: Tensor, options: PhotoOptions, models: Models, on_step: Any) -> Inversion:
     search = InversionOptions(
         method=options.inverter, steps=options.invert_steps, seed=options.seed, **SEARCH
     )
@@ -189,8 +191,8 @@ def _embed(image: Tensor, options: StylizeOptions, models: Models, on_step: Any)
 
 def _restyle(
     pixels: np.ndarray,
-    style: Style,
-    options: StylizeOptions,
+    style: Style | DualStyle,
+    options: PhotoOptions,
     models: Models,
     identity: Distance | None,
     alignment: Alignment,
@@ -200,7 +202,11 @@ def _restyle(
     generator = models.generator
     if inversion.delta is not None:
         generator = deltas.apply(generator, [(inversion.delta, 1.0)])
-    styled = paint(generator, style, inversion.latent, options, noise=inversion.noise_maps)
+    if isinstance(style, DualStyle):
+        styled = style.paint(generator, inversion.latent, inversion.noise_maps)
+    else:
+        shown = options if isinstance(options, StyleOptions) else StyleOptions()
+        styled = paint(generator, style, inversion.latent, shown, noise=inversion.noise_maps)
     crop = faces.crop_face(pixels, alignment)
     target = media.to_image(crop).to(models.device)
     distance = models.make_distance()

@@ -9,22 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limner.stylization.blend_options import BlendOptions
+    from limner.stylization.dual import DualStyle, transfer
     from limner.stylization.jojogan import LearningStep, learn
-    from limner.stylization.options import JojoganOptions, StyleOptions
+    from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
     from limner.stylization.style import Style, load_style, paint, save_style
 
-# Name -> "module:function" in this package that learns a style.
-METHODS: dict[str, str] = {"jojogan": "jojogan:learn"}
+# Name -> "module:function" in this package that makes a style: learns it from pictures, or puts it together.
+METHODS: dict[str, str] = {"blend": "blend_style:blend_style", "jojogan": "jojogan:learn"}
 
 _HOMES = {
+    "blend_options": ("BlendOptions",),
     "jojogan": ("LearningStep", "learn"),
-    "options": ("JojoganOptions", "StyleOptions"),
+    "dual": ("DualStyle", "transfer"),
+    "options": ("DualOptions", "JojoganOptions", "StyleOptions"),
     "style": ("Style", "load_style", "paint", "save_style"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "METHODS",
+    "BlendOptions",
+    "DualOptions",
+    "DualStyle",
     "JojoganOptions",
     "LearningStep",
     "Style",
@@ -33,6 +40,7 @@ __all__ = [
     "load_style",
     "paint",
     "save_style",
+    "transfer",
 ]
 
 

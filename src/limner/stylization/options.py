@@ -66,3 +66,26 @@ class StyleOptions(Options):
     blend: str = knob("features", choices=BLENDS)
     """What a strength below 1 interpolates: the weights of the networks (faster) or their features (crisper, closer to
     the person)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DualOptions(Options):
+    """How a DualStyleGAN puts a style on a face; nothing here needs training.
+
+    Source: Yang et al. 2022 (arXiv 2203.13248), section 3.2; defaults as published, but for ``towards``.
+    """
+
+    structure: float = knob(0.75, lo=0.0, hi=1.5, step=0.05)
+    """Weight of the style's shapes (rows up to 32 px): 0 leaves the face's own."""
+    color: float = knob(1.0, lo=0.0, hi=1.5, step=0.05)
+    """Weight of the style's colours and strokes (rows beyond 32 px)."""
+    row_weights: tuple[float, ...] = knob(())
+    """One weight per row of w+ in place of structure and color; of 18 published ones a smaller model takes the first."""
+    fuse_row: int | None = knob(None, lo=0, hi=17)
+    """Rows after this one get no style; left out, all get theirs."""
+    keep_color: bool = knob(False)
+    """Take the colours from the face: the style's colour rows are replaced by the face's own."""
+    truncation: float = knob(0.75, lo=0.0, hi=1.0, step=0.05)
+    """How much of the face's own code is kept; less gives a more ordinary face that a style fits better."""
+    towards: str = knob("mean", choices=("mean", "zero"))
+    """What truncation pulls towards: the mean face, or zero as in the published program."""
