@@ -33,12 +33,15 @@ from limner.training.encoder_options import EncoderOptions
 from limner.training.games import draw_w_plus
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
+from limner.training.style_metric import StyleMetric
 
 OnStep = Callable[[dict[str, Any]], None]
 LOG_STEPS = 20
 CRITIC_ROWS = 256
 MOST_INPUT_PX = 256
 ADAM_BETA1 = 0.9
+PLAIN_SHARE = 0.1
+"""Share of the plain difference of w in the loss of known codes; it holds what the picture does not show."""
 
 
 @dataclass
@@ -227,6 +230,10 @@ class EncoderLessons:
             self.critic_optimizer = torch.optim.Adam(
                 run.critic.parameters(), options.critic_lr, betas=(ADAM_BETA1, 0.99)
             )
+        random = StepRandom(options.seed, 0, 0, run.runtime.device)
+        self.distance = StyleMetric(
+            run.generator, random.normal(2048, run.generator.z_dim), rng=random.cpu
+        )
         self._start: list[Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -284,12 +291,13 @@ class EncoderLessons:
         target_maps = [x[: batch.shown] for x in target_maps]
         totals: dict[str, float] = {}
         w_plus, views = encoder.start(len(batch.image)), self.start_views()
-        for number in range(run.options.refinements):
-            last = number == run.options.refinements - 1
+        steps = run.options.refinements if run.kimg >= run.options.refine_kimg else 1
+        for number in range(steps):
+            last = number == steps - 1
             with run.runtime.autocast():
                 w_plus = encoder.core(target_views, views, w_plus.detach(), free_rows=run.free_rows())
                 w_plus = w_plus.float()
-                losses = self.code_losses(batch, w_plus, random)
+                losses = self.code_losses(batch, w_plus)
                 views = []
                 if batch.shown:
                     image = run.generator.synthesis(w_plus[: batch.shown])
@@ -304,8 +312,7 @@ class EncoderLessons:
                 continue
             torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
             for name, (_, value) in losses.items():
-                key = name if name in ("identity",) else f"{name}{number + 1}"
-                totals[key] = value.item()
+                totals[name if name == "identity" else f"{name}_{number + 1}"] = value.item()
         self._update()
         if run.critic is not None:
             totals |= self._step_critic(w_plus[: batch.real].detach(), random)
@@ -322,14 +329,16 @@ class EncoderLessons:
         return [torch.cat(pair) for pair in zip(views, rest, strict=True)] if views else rest
 
     def code_losses(
-        self, batch: Batch, w_plus: Tensor, random: StepRandom
+        self, batch: Batch, w_plus: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Return the losses of codes with their weights: known ones, and regularisers on pictures."""
         run, options, std = self.run, self.run.options, self.run.encoder.core.w_std
         losses = {}
         if len(batch.w_plus):
-            error = ((w_plus[batch.real :] - batch.w_plus) / std).square().mean()
-            losses["codes"] = (options.codes, error)
+            own = w_plus[batch.real :]
+            seen = self.distance(own, batch.w_plus).mean()
+            plain = ((own - batch.w_plus) / std).square().mean()
+            losses["codes"] = (options.codes, torch.lerp(seen, plain, PLAIN_SHARE))
         if batch.real:
             own = w_plus[: batch.real]
             losses["w_norm"] = (

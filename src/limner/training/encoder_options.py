@@ -37,6 +37,8 @@ class EncoderOptions(Options):
     """Steps of the encoder per batch, each with its own losses and on what the last one made (ReStyle)."""
     codes_kimg: float = knob(2.0, lo=0)
     """Begin with so many thousand generated images and the loss of their codes alone."""
+    refine_kimg: float = knob(5.0, lo=0)
+    """Until so many thousand images, one step per batch is enough."""
     psi_min: float = knob(0.5, lo=0, hi=1)
     """Generated faces have a truncation drawn from this to 1."""
     mixing: float = knob(0.5, lo=0, hi=1)
@@ -75,10 +77,10 @@ class EncoderOptions(Options):
     """Weight of the perceptual distance on the trunk."""
     identity: float = knob(0.5, lo=0, hi=1000)
     """Weight of the squared distance of the identity embeddings, in the last refinement; 0 saves time."""
-    codes: float = knob(0.5, lo=0, hi=1000)
-    """Weight of the mean squared error of a generated face's codes, in units of the spread of w."""
+    codes: float = knob(1.0, lo=0, hi=1000)
+    """Weight of the squared error of a generated face's codes, as the generator sees it; 1 is the spread of faces."""
     w_norm: float = knob(0.005, lo=0, hi=1000)
-    """Weight of the codes' mean squared distance from the mean w, same units (pSp)."""
+    """Weight of the codes' mean squared distance from the mean w, in units of the spread of w (pSp)."""
     delta: float = knob(0.02, lo=0, hi=1000)
     """Weight of the rows' mean squared difference from their mean, same units (e4e)."""
     progressive_kimg: float = knob(0.0, lo=0)

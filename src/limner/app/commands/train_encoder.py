@@ -153,7 +153,7 @@ def _fit(training: EncoderTraining, console: Console) -> bool:
     with console.progress(left, "train encoder (images)") as progress:
 
         def show(record: dict[str, Any]) -> None:
-            shown = [f"{name} {value:.3g}" for name, value in record.items() if name[-1:] in "12" or name == "identity"]
+            shown = [f"{name} {value:.3g}" for name, value in record.items() if name[-1:].isdigit() or name == "identity"]
             progress.set(min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}")
 
         return training.fit(show)
