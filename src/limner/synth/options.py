@@ -13,6 +13,10 @@ FORMATS = ("jpg", "png")
 # Domain -> "module:function"; the function takes `SynthOptions` and returns a `dataset.Painter`.
 DOMAINS: dict[str, str] = {
     "heads": "limner.synth.heads:HeadPainter",
+    **dict.fromkeys(
+        ("cartoons", "facesjs", "toon-head", "personas", "pixel-art", "lorelei"),
+        "limner.synth.cartoon:CartoonPainter",
+    ),
 }
 
 
@@ -21,7 +25,7 @@ class SynthOptions(Options):
     """What is rendered, and how it is stored."""
 
     domain: str = knob("heads", positional=True)
-    """what is rendered: heads"""
+    """what is rendered: heads; cartoons (all styles below) or one of facesjs, toon-head, personas, pixel-art, lorelei"""
     out: Path = knob(Path("synth"), positional=True)
     """folder of the data set; one that was begun with the same options is continued"""
     seeds: tuple[int, ...] = knob(tuple(range(100)), lo=0, hi=2**31 - 1)

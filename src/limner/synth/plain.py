@@ -102,7 +102,9 @@ def _targets(
     """Yield every morph target: its name, the vertices that it moves and where to."""
     # Stored are differences of neighbouring vertices, their sign in the lowest bit, low and high bytes apart.
     zigzag = arrays["targets/low"].astype(np.int32) | (arrays["targets/high"].astype(np.int32) << 8)
-    shifts = np.cumsum((zigzag >> 1) ^ -(zigzag & 1), axis=2).transpose(0, 2, 1)  # (targets, n, 3)
+    shifts = np.cumsum((zigzag >> 1) ^ -(zigzag & 1), axis=2, dtype=np.int32).transpose(
+        0, 2, 1
+    )  # (targets, n, 3)
     index = {name: i for i, name in enumerate(names)}
     other = arrays["mirror"].astype(int)
     for name in sorted(names + mirrored):
@@ -215,9 +217,8 @@ def _brows(vertices: np.ndarray, body: np.ndarray) -> Proxy:
         shift = cell.size * (side < 0)
         faces += [turned[:, [0, 1, 2]] + shift, turned[:, [0, 2, 3]] + shift]
     uv = np.tile(np.stack([u.ravel(), v.ravel()], 1), (2, 1))
-    return _bound(
-        *(np.concatenate(parts) for parts in (sources, weights, offsets)), uv, np.concatenate(faces)
-    )
+    source, weight, offset = (np.concatenate(parts) for parts in (sources, weights, offsets))
+    return _bound(source, weight, offset, uv, np.concatenate(faces))
 
 
 def _project(vertices: np.ndarray, body: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

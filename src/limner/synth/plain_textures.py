@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-SIDE = 640  # px of the body's texture map
+SIDE = 512  # px of the body's texture map
 CLOTH_SIDE, IRIS_SIDE = 128, 192
 HAIR_SIZE = (320, 96)  # px of brow and lash textures
 GROW_STEPS = 10  # px that the painted islands grow over their border, against seams
@@ -273,9 +273,9 @@ def rasterise(uv: np.ndarray, triangles: np.ndarray, values: np.ndarray, side: i
         share = np.array([(cuts - i - j, i, j) for i, j in grid], np.float32) / cuts
         if not len(chosen):
             continue
-        place = np.einsum("gc,tcd->tgd", share, pixel[chosen]).reshape(-1, 2).astype(int).clip(0, side - 1)
+        place = (share @ pixel[chosen].astype(np.float32)).reshape(-1, 2).astype(int).clip(0, side - 1)
         flat = place[:, 1] * side + place[:, 0]
-        spread = np.einsum("gc,tcd->tgd", share, values[chosen]).reshape(-1, values.shape[1])
+        spread = (share @ values[chosen]).reshape(-1, values.shape[1])
         for channel in range(values.shape[1]):
             total[:, channel] += np.bincount(flat, spread[:, channel], side * side)
         total[:, -1] += np.bincount(flat, minlength=side * side)
@@ -298,7 +298,10 @@ def rasterise(uv: np.ndarray, triangles: np.ndarray, values: np.ndarray, side: i
 def encode(linear: np.ndarray) -> np.ndarray:
     """Return the 8-bit values that the shader reads as these linear colours (it takes c * c * (0.3 c + 0.7))."""
     codes = np.linspace(0, 1, 1024)
-    return (255 * np.interp(linear, codes * codes * (0.3 * codes + 0.7), codes) + 0.5).astype(np.uint8)
+    # A table over the square root, which spreads dark colours.
+    roots = np.interp(np.linspace(0, 1, 2048) ** 2, codes * codes * (0.3 * codes + 0.7), codes)
+    table = (255 * roots + 0.5).astype(np.uint8)
+    return table[(2047 * np.sqrt(np.clip(linear, 0, 1)) + 0.5).astype(int)]
 
 
 def iris(name: str) -> np.ndarray:
