@@ -30,7 +30,7 @@ from limner.nn.stylegan2 import Generator
 
 KIND = "child"
 DELTA = "delta."
-BUDGET_BYTES = 1_000_000
+BUDGET_BYTES = 990_000
 PSI = 0.7
 
 
@@ -102,7 +102,7 @@ def find_base(name: str, beside: Path) -> Path:
     Raises:
         CheckpointError: neither is there.
     """
-    if name in zoo.cards():
+    if name in zoo.names("model") or name in zoo.names("child"):
         try:
             return zoo.path(name)
         except ZooError as error:

@@ -259,8 +259,9 @@ def _mix(values: Sequence[Tensor], shares: Shares) -> Tensor:
     if len(taken) == 1:
         return taken[0][0]  # one parent alone stays exact
     first = taken[0][0]
-    total = sum(share * value.to(first.device, torch.float64) for value, share in taken)
-    assert isinstance(total, Tensor)
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for value, share in taken:
+        total += share * value.to(total)
     return total.to(first.dtype)
 
 

@@ -30,7 +30,7 @@ def find_child(name: str, beside: Path) -> Path:
     Raises:
         CheckpointError: neither is there.
     """
-    if name in zoo.cards():
+    if name in zoo.names("child"):
         try:
             return zoo.path(name)
         except ZooError as error:
@@ -39,7 +39,7 @@ def find_child(name: str, beside: Path) -> Path:
         if path.is_file():
             return path
     raise CheckpointError(
-        f"the style needs the child {name!r}, which is no model of this machine (limner models list shows them) nor a "
+        f"the style needs the child {name!r}, which is no child on this machine (limner models list shows them) nor a "
         f"file in {beside}; copy it there"
     )
 
@@ -95,13 +95,8 @@ def blend_style(
     options = options or BlendOptions()
     found = read_child(find_child(child, Path(beside)))
     chosen = {"child": child, **to_mapping(options)}
-    about = {
-        "base": found.base,
-        "child": child,
-        "command": f"limner blend {found.base} {child}",
-        **dict(found.metadata.get("provenance") or {}),
-        **dict(provenance or {}),
-    }
+    source = dict(found.metadata.get("provenance") or {}).get("source", "")
+    about = {"base": found.base, "parent": child, "source": source, **dict(provenance or {})}
     return Style(
         delta=child_delta(chosen, found.digest, Path(beside) / f"{child}.limner"),
         base=found.digest,
