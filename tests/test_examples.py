@@ -12,6 +12,7 @@ import torch
 from conftest import RESOLUTION
 
 from limner import checkpoints, media
+from limner.checkpoints.child import save_child
 from limner.latent import load_latent, render
 from limner.nn.stylegan2 import Generator
 from limner.stylization.style import save_style, style_between
@@ -99,3 +100,17 @@ def test_convert_checkpoint(tmp_path, base, generator, capsys):
     assert "generator: Generator" in capsys.readouterr().out
     state = checkpoints.load(back).generator.state_dict()
     assert all(torch.equal(values, state[name]) for name, values in generator.state_dict().items())
+
+
+def test_blend_models(tmp_path, base, generator):
+    dark = Generator(**generator.config())
+    dark.load_state_dict(generator.state_dict())
+    with torch.no_grad():
+        dark.synthesis.to_rgb[-1].bias.sub_(1.5)
+    save_child(dark, generator, tmp_path / "dark.safetensors", base_name="tiny")
+    main = load_example("blend_models").main
+    out = main(base, str(tmp_path / "dark.safetensors"), str(tmp_path / "sheet.png"), "32", "2")
+    sheet = media.read(out).pixels[-2 * (RESOLUTION + 4) :].astype(int)  # below the labels
+    plain, blended, child = (sheet[:, n * (RESOLUTION + 4) + 4 :][:, :RESOLUTION] for n in range(3))
+    assert np.array_equal(blended, child)  # the child differs in the last layer alone
+    assert plain[4:36].mean() > child[4:36].mean() + 20
