@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from limner.checkpoints import child, dual, mmgeneration, native, nvlabs, rosinality, stylegan1
+from limner.checkpoints import (
+    child,
+    dual,
+    hyperinverter,
+    mmgeneration,
+    native,
+    nvlabs,
+    psp,
+    rosinality,
+    stylegan1,
+)
 from limner.checkpoints.checkpoint import PARTS, Checkpoint, Format, PathLike, ReadOptions
 from limner.checkpoints.mismatch import check_fit
 from limner.checkpoints.native import build_network
@@ -46,16 +56,17 @@ FORMATS: tuple[Format, ...] = (
     nvlabs.TF_FORMAT,
     mmgeneration.FORMAT,
     stylegan1.FORMAT,
+    hyperinverter.FORMAT,
     dual.FORMAT,
     dual.CODES_FORMAT,
     dual.SAMPLER_FORMAT,
+    psp.FORMAT,
     rosinality.FORMAT,
 )
 """All formats in the order in which they are tried."""
 
 RECOGNISED = (
     ("encoder.", "an encoder file (pSp, e4e or ReStyle)"),
-    ("hypernet.", "a HyperInverter file"),
     ("kp_detector", "a first-order motion model"),
 )
 """Beginnings of names by which files that no format reads yet are called by their name."""

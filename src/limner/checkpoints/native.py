@@ -27,6 +27,8 @@ from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
 from limner.nn import stylegan1
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
+from limner.nn.encoders import Encoder
+from limner.nn.hyperinverter import HyperInverter
 from limner.nn.stylegan2 import Discriminator, Generator
 
 VERSION = 1
@@ -36,15 +38,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 BUILDERS: dict[str, Any] = {
     "generator": Generator,
     "discriminator": Discriminator,
+    "encoder": Encoder,
     "raw_generator": Generator,
     "dual": DualGenerator,
     "raw_dual": DualGenerator,
     "sampler": StyleSampler,
 }
 """Part -> class whose keyword arguments stand in the header."""
-DESCRIBED = (Generator, Discriminator, DualGenerator, StyleSampler)
-ARCHITECTURES: dict[str, Any] = {"stylegan1": stylegan1.Generator}
-"""Entry ``architecture`` among the arguments -> class in place of the part's."""
+DESCRIBED = (Generator, Discriminator, Encoder, HyperInverter, DualGenerator, StyleSampler)
+ARCHITECTURES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "stylegan1": (stylegan1.Generator, ("generator", "raw_generator")),
+    "hyperinverter": (HyperInverter, ("encoder",)),
+}
+"""Entry ``architecture`` among the arguments -> class in place of the part's, and the parts it may be."""
 
 
 def detect(source: Source) -> bool:
@@ -133,16 +139,18 @@ def _builder(part: str, config: Any, what: str) -> tuple[Any, dict[str, Any]]:
     name = config.get("architecture")
     if name is None:
         return BUILDERS[part], config
-    if part == "discriminator" or name not in ARCHITECTURES:
+    if part not in ARCHITECTURES.get(str(name), (None, ()))[1]:
         raise KeyMismatchError(
             f"{what} has the architecture {name!r}; this Limner knows {', '.join(ARCHITECTURES)}; update Limner"
         )
-    return ARCHITECTURES[name], {key: value for key, value in config.items() if key != "architecture"}
+    return ARCHITECTURES[name][0], {key: value for key, value in config.items() if key != "architecture"}
 
 
-def describe(network: Generator | Discriminator | DualGenerator | StyleSampler) -> dict[str, Any]:
+def describe(
+    network: Generator | Discriminator | Encoder | HyperInverter | DualGenerator | StyleSampler,
+) -> dict[str, Any]:
     """Return what a header says of a network: its architecture, unless it is StyleGAN2's, and its arguments."""
-    names = [name for name, kind in ARCHITECTURES.items() if type(network) is kind]
+    names = [name for name, (kind, _) in ARCHITECTURES.items() if type(network) is kind]
     return {**({"architecture": names[0]} if names else {}), **network.config()}
 
 

@@ -45,6 +45,8 @@ class Skeleton(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in (Tensor.uniform_, Tensor.normal_):  # PyTorch's own layers
+            return args[0]
         if func is not torch.randn:
             return func(*args, **kwargs)
         return torch.empty(*args, **{key: value for key, value in kwargs.items() if key != "generator"})

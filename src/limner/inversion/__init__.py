@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from limner.inversion.options import PRESETS, InversionOptions, PivotalOptions, preset
+from limner.errors import OptionError
+from limner.inversion.options import ENCODED, PRESETS, EncodeOptions, InversionOptions, PivotalOptions, preset
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from limner.inversion.report import Distance, FitReport, Inversion, OnStep, TrunkDistance
     from limner.latent import Latent
+    from limner.nn.encoders import Encoder
+    from limner.nn.hyperinverter import HyperInverter
     from limner.nn.stylegan2 import Generator
 
 # Name -> "module:function" in this package.
@@ -26,6 +29,10 @@ METHODS: dict[str, str] = {
     "w+": "optimize:optimize",
     "s": "optimize:optimize",
     "pivotal": "pivotal:invert_pivotal",
+    "psp": "encode:encode",
+    "e4e": "encode:encode",
+    "restyle": "encode:encode",
+    "hyper": "hyper:invert_hyper",
 }
 
 _LAZY = {"Distance", "FitReport", "Inversion", "OnStep", "TrunkDistance"}
@@ -34,6 +41,7 @@ __all__ = [
     "METHODS",
     "PRESETS",
     "Distance",
+    "EncodeOptions",
     "FitReport",
     "Inversion",
     "InversionOptions",
@@ -55,6 +63,8 @@ def invert(
     init: Latent | None = None,
     mask: Tensor | None = None,
     pivotal: PivotalOptions | None = None,
+    encoder: Encoder | HyperInverter | None = None,
+    encoding: EncodeOptions | None = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
@@ -70,6 +80,8 @@ def invert(
         init: where the search starts, with ``init="given"``.
         mask: (B or 1, 1, R, R), 0 to 1; only what it covers is fitted.
         pivotal: settings of ``method="pivotal"``; None for the defaults.
+        encoder: the network of ``psp``, ``e4e``, ``restyle`` and ``hyper``, which take neither ``init`` nor ``mask``.
+        encoding: how it runs; None for the defaults.
         rng: random numbers, on the CPU; None for a new generator with the options' seed.
         on_step: called after every step with step, steps, figures and a function that paints the picture so far.
 
@@ -80,6 +92,21 @@ def invert(
     """
     module, _, function = METHODS[options.method].partition(":")
     method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    if options.method in ENCODED:
+        if init is not None or mask is not None:
+            raise OptionError(
+                f"method {options.method} starts from nothing and sees whole pictures: no init, no mask"
+            )
+        return method(
+            generator,
+            image,
+            options,
+            encoder=encoder,
+            encoding=encoding,
+            perceptual=perceptual,
+            identity=identity,
+            on_step=on_step,
+        )
     extra: dict[str, Any] = {"pivotal": pivotal or PivotalOptions()} if options.method == "pivotal" else {}
     return method(
         generator,

@@ -9,7 +9,8 @@ from limner.errors import OptionError
 from limner.options import Options, knob
 
 OPTIMIZED = ("z", "z+", "w", "w+", "s")
-METHODS = (*OPTIMIZED, "pivotal")
+ENCODED = ("psp", "e4e", "restyle", "hyper")
+METHODS = (*OPTIMIZED, "pivotal", *ENCODED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class InversionOptions(Options):
 
     method: str = knob("w+", choices=METHODS)
     """space that is searched (w+ is closest to the picture, w easiest to edit), or pivotal: search, then tune the
-    generator around what was found"""
+    generator around what was found; or psp, e4e, restyle: an encoder of this kind; or hyper:
+    HyperInverter, code and generator from networks"""
     steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search"""
     learning_rate: float = knob(0.1, lo=1e-5, hi=1.0)
@@ -80,6 +82,16 @@ class PivotalOptions(Options):
     """weight of their pixels within the term"""
     locality_perceptual: float = knob(0.1, lo=0.0, hi=1e6)
     """weight of their perceptual distance within the term"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions(Options):
+    """How an encoder runs."""
+
+    iterations: int = knob(0, lo=0, hi=100)
+    """passes of ReStyle, each correcting the codes of the one before; 0 takes the number in its checkpoint"""
+    encode_batch: int = knob(4, lo=1, hi=1024)
+    """pictures that an encoder sees at once; the last ones may be fewer"""
 
 
 _PROJECTOR = {"steps": 1000, "l2": 0.0, "perturbation": 0.05, "patience": 0}

@@ -324,17 +324,23 @@ def to_input(encoder: Encoder, image: Tensor) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+def check_pair(encoder: Encoder, generator: Generator) -> None:
+    """Raise `ShapeError` unless the generator takes as many codes, as wide, as the encoder gives."""
+    width = generator.z_dim if encoder.space == "z+" else generator.w_dim
+    if encoder.rows != generator.num_rows or encoder.w_dim != width:
+        raise ShapeError(
+            f"the encoder gives {encoder.rows} rows of {encoder.w_dim}, the generator of {generator.resolution} px "
+            f"takes {generator.num_rows} of {width}; use the generator it was trained with"
+        )
+
+
 def codes_to_w_plus(generator: Generator, encoder: Encoder, codes: Tensor) -> Tensor:
     """Codes of the encoder -> w+ (B, L, w_dim).
 
     Raises:
         ShapeError: the generator has another number of rows, or codes of another width.
     """
-    if encoder.rows != generator.num_rows or encoder.w_dim != generator.w_dim:
-        raise ShapeError(
-            f"the encoder gives {encoder.rows} rows of {encoder.w_dim}, the generator of {generator.resolution} px "
-            f"takes {generator.num_rows} of {generator.w_dim}; use the generator it was trained with"
-        )
+    check_pair(encoder, generator)
     if encoder.space == "w":
         return generator.broadcast(codes)
     return generator.map_z_plus(codes) if encoder.space == "z+" else codes

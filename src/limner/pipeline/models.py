@@ -13,7 +13,9 @@ from limner import checkpoints, losses, zoo
 from limner.errors import CheckpointError
 from limner.faces import Detector
 from limner.inversion import TrunkDistance
+from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
+from limner.nn.hyperinverter import HyperInverter
 from limner.nn.identity import DlibResNet
 from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -32,6 +34,7 @@ class Models:
         trunk: feature trunk of the perceptual distance, or LPIPS with its own; frozen.
         discriminator: of the generator's size, needed for learning; None where the base has none.
         detector: face detector; None for the bundled MTCNN.
+        encoder: of the pSp family, made for the generator; None where none was named.
         base: name of the generator, which goes into the files.
         trunk_name: name of the trunk, which goes into reports.
     """
@@ -40,6 +43,7 @@ class Models:
     trunk: Lite0 | Lpips
     discriminator: Discriminator | None = None
     detector: Detector | None = None
+    encoder: Encoder | HyperInverter | None = None
     base: str = ""
     trunk_name: str = TRUNK
 
@@ -65,12 +69,17 @@ class Models:
 
 
 def load_models(
-    base: str | Path = zoo.DEFAULT_GENERATOR, *, trunk: str = TRUNK, device: torch.device | str = "cpu"
+    base: str | Path = zoo.DEFAULT_GENERATOR,
+    *,
+    encoder: str | Path | None = None,
+    trunk: str = TRUNK,
+    device: torch.device | str = "cpu",
 ) -> Models:
     """Load a base model and the feature trunk; the detector loads itself when it is first used.
 
     Args:
         base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
+        encoder: name or file of an encoder; where it brings a generator along, that is the base.
         trunk: what perceptual distances are measured with, one of `limner.pipeline.options.TRUNKS`.
         device: where to.
 
@@ -80,11 +89,20 @@ def load_models(
         CheckpointError: its file cannot be used, or holds no generator.
     """
     perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
-    checkpoint = checkpoints.load(zoo.resolve(base))
+    seeing, checkpoint = None, None
+    if encoder is not None:
+        checkpoint = checkpoints.load(zoo.resolve(encoder))
+        seeing = checkpoint.encoder
+        if not isinstance(seeing, (Encoder, HyperInverter)):
+            raise CheckpointError(f"{encoder} holds no encoder of pSp, e4e or ReStyle, and no HyperInverter")
+        base = base if checkpoint.generator is None else encoder
+    if checkpoint is None or checkpoint.generator is None:
+        checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")
     discriminator = checkpoint.discriminator
-    networks = [checkpoint.generator, perceptual, *([discriminator] if discriminator is not None else [])]
+    others = [network for network in (discriminator, seeing) if network is not None]
+    networks = [checkpoint.generator, perceptual, *others]
     for network in networks:
         network.to(device).eval().requires_grad_(False)
     return Models(
@@ -92,5 +110,6 @@ def load_models(
         trunk=perceptual,
         trunk_name=trunk,
         discriminator=discriminator if isinstance(discriminator, Discriminator) else None,
+        encoder=seeing,
         base=Path(base).stem if Path(str(base)).suffix else str(base),
     )

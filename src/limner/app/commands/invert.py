@@ -13,7 +13,7 @@ from limner.app.console import Console, format_seconds
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
 from limner.files import check_writable, replacing
-from limner.inversion.options import PRESETS, InversionOptions, PivotalOptions
+from limner.inversion.options import ENCODED, PRESETS, EncodeOptions, InversionOptions, PivotalOptions
 from limner.options import knob, to_mapping
 from limner.pipeline.options import TrunkOptions
 
@@ -29,7 +29,9 @@ REPORT = "report.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(InversionOptions, PivotalOptions, TrunkOptions, AlignOptions, DetectOptions, ReadOptions):
+class Options(
+    InversionOptions, PivotalOptions, EncodeOptions, TrunkOptions, AlignOptions, DetectOptions, ReadOptions
+):
     """Options of ``limner invert``."""
 
     photos: tuple[Path, ...] = knob()
@@ -39,6 +41,8 @@ class Options(InversionOptions, PivotalOptions, TrunkOptions, AlignOptions, Dete
     for report.json"""
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
+    encoder: Path | None = None
+    """checkpoint of the methods psp, e4e, restyle and hyper; the generator in it, if any, takes the place of --model"""
     preset: str = knob("fast", choices=tuple(PRESETS))
     """settings as another program publishes them; they stand in for every option that is left at its default"""
     start: Path | None = None
@@ -63,7 +67,9 @@ def run(options: Options, console: Console) -> int:
     from limner.pipeline import load_models
 
     start = None if options.start is None else load_latent(options.start).latent
-    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    models = load_models(
+        options.model, encoder=options.encoder, trunk=options.trunk, device=pick_device(console.settings)
+    )
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
     entries: list[dict[str, Any]] = []
     failed = []
@@ -109,6 +115,15 @@ def search_options(options: Options) -> InversionOptions:
         values["init"] = "given"
     elif values["init"] == "given":
         raise OptionError("init is 'given', but no codes are: name a latent file with --start")
+    if (options.encoder is None) == (values["method"] in ENCODED):
+        raise OptionError(
+            f"method is {values['method']!r}; "
+            + (
+                "name its checkpoint with --encoder"
+                if options.encoder is None
+                else "--encoder is not used by it"
+            )
+        )
     return InversionOptions(**values)
 
 
@@ -132,11 +147,14 @@ def _invert_photo(
     align = dataclasses.replace(options, size=models.generator.resolution)
     alignments = find_alignments(photo.pixels, align, options, detector=models.detector, where=str(path))
     first = int(options.face) if options.face.isdecimal() else 1
+    encoding = EncodeOptions(iterations=options.iterations, encode_batch=options.encode_batch)
     pivotal = PivotalOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(PivotalOptions)})
     entries = []
     for number, alignment in enumerate(alignments, first):
         crop = crop_face(photo.pixels, alignment)
         steps = search.steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
+        if models.encoder is not None:
+            steps = options.iterations or models.encoder.iterations
         with console.progress(steps, f"{path.name}, face {number}") as progress:
             found = invert(
                 models.generator,
@@ -146,6 +164,8 @@ def _invert_photo(
                 identity=models.identity_distance,
                 init=start,
                 pivotal=pivotal,
+                encoder=models.encoder,
+                encoding=encoding,
                 on_step=lambda step, _, record, preview, bar=progress: bar.set(
                     step, f"loss {record['loss']:.3f}"
                 ),
@@ -184,6 +204,8 @@ def _write_face(
     record = {"command": "invert", "photo": str(path), "trunk": options.trunk, **to_mapping(search)}
     if search.method == "pivotal":
         record |= to_mapping(pivotal)
+    if search.method in ENCODED:
+        record |= {"encoder": str(options.encoder), "iterations": found.report[0].steps}
     packed = deltas.compress(found.delta) if found.delta is not None else None
     notes: dict[str, Any] = {"options": record, "report": found.report[0].to_dict(), "base": base}
     notes["alignment"] = alignment.to_mapping()
