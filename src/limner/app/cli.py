@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "paste": ("paste", "put an aligned face back into its photo"),
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
     "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
+    "synth": ("synth", "render data sets of synthetic portraits or cartoon faces"),
     "convert": ("convert", "turn a checkpoint into another format"),
     "inspect": ("inspect", "say what is in a model file"),
     "models list": ("models:list", "list bundled, installed and downloadable models"),

@@ -6,6 +6,7 @@ counts as done when all of its files and its line are there.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib
 import json
@@ -204,13 +205,19 @@ def render(options: SynthOptions, dataset: Dataset, painter: Painter) -> Iterato
             yield dict(sample.record)
         return
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    context = multiprocessing.get_context("spawn")  # a forked OpenGL context is not one
-    count = min(options.processes, len(chunks))
-    with context.Pool(count, initializer=_start_worker, initargs=(options, dataset.folders)) as pool:
-        for records in pool.imap(_render_chunk, chunks):
+    executor = concurrent.futures.ProcessPoolExecutor(
+        min(options.processes, len(chunks)),
+        mp_context=multiprocessing.get_context("spawn"),  # a forked OpenGL context is not one
+        initializer=_start_worker,
+        initargs=(options, dataset.folders),
+    )
+    try:
+        for records in executor.map(_render_chunk, chunks):
             for record in records:
                 dataset.note(record)
                 yield record
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _worker: tuple[Painter, Dataset] | None = None

@@ -28,7 +28,7 @@ class SynthOptions(Options):
     """what is rendered: heads; cartoons (all styles below) or one of facesjs, toon-head, personas, pixel-art, lorelei"""
     out: Path = knob(Path("synth"), positional=True)
     """folder of the data set; one that was begun with the same options is continued"""
-    seeds: tuple[int, ...] = knob(tuple(range(100)), lo=0, hi=2**31 - 1)
+    seeds: tuple[int, ...] = knob(tuple(range(16)), lo=0, hi=2**31 - 1)
     """one portrait each, such as 0-999 or 3,5,8; a seed is the same portrait on every run"""
     size: int = knob(256, lo=32, hi=1024)
     """side of the pictures in px"""
