@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -241,3 +242,42 @@ def test_styles_and_children_of_one_base_add_up(folder, generator):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_the_script_packs_a_child_and_a_style(folder, tuned, monkeypatch, capsys):
+    """Files and cards; the index describes them; the style refers to the child."""
+    scripts = Path(__file__).parent.parent / "scripts"
+    monkeypatch.syspath_prepend(str(scripts))
+    pack_child, index_bundled = (importlib.import_module(name) for name in ("pack_child", "index_bundled"))
+    cache = zoo.cache_dir()
+    cache.mkdir(parents=True)
+    (folder / "tiny.safetensors").rename(cache / "tiny.safetensors")
+    tiny = zoo.Download(
+        name="tiny", kind="model", url="https://example.org/tiny.safetensors", licence="CC0-1.0"
+    )
+    zoo.install(tiny, cache / "tiny.safetensors")
+    checkpoints.save(Checkpoint(generator=tuned), folder / "trained.safetensors")
+    out = folder / "bundle"
+    words = [
+        "--base",
+        "tiny",
+        "--name",
+        "drawn",
+        "--source",
+        "drawings",
+        "--recipe",
+        "drawn.yaml",
+        "--style",
+        "draw",
+    ]
+    monkeypatch.setattr("sys.argv", ["x", str(folder / "trained.safetensors"), *words, "--out", str(out)])
+    assert pack_child.main() == 0
+    assert "packing changes pictures by" in capsys.readouterr().out
+    index = index_bundled.build_index(out)
+    assert {name: (entry["kind"], entry["parent"]) for name, entry in index.items()} == {
+        "drawn": ("child", "tiny"),
+        "draw": ("style", "drawn"),
+    }
+    assert read_child(out / "children/drawn.safetensors").base == "tiny"
+    (out / "children/drawn.safetensors").rename(out / "styles/drawn.safetensors")  # as if the index knew it
+    assert load_style(out / "styles/draw.limner").options["swap"] == [16]
