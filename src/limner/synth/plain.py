@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +56,10 @@ def read_plain_assets() -> Assets:
 @functools.lru_cache(maxsize=1)
 def _read(path: Path) -> Assets:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(arrays["about"].tobytes())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, lzma.LZMAError) as error:
         raise OptionError(f"the bundled plain heads {path} cannot be read: {error}") from error
     vertices = arrays["vertices"]
     uv = arrays["body/uv"] / np.float32(65535)
