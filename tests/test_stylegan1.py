@@ -18,6 +18,7 @@ from limner import checkpoints
 from limner.app.cli import main
 from limner.checkpoints import stylegan1 as layouts
 from limner.checkpoints.checkpoint import Checkpoint
+from limner.checkpoints.networks import Skeleton
 from limner.errors import CheckpointError, KeyMismatchError, ShapeError
 from limner.inversion import InversionOptions, PivotalOptions, invert
 from limner.latent import Latent, LayerMask, render
@@ -102,11 +103,13 @@ class TestNetwork:
             return adain(y.clone(), bias, styles, noise, strength, eps=1e-5)
 
         assert torch.autograd.gradcheck(layer, (y, bias, styles, noise, strength))
-        assert torch.autograd.gradgradcheck(layer, (y, bias, styles, noise, strength))
+        assert torch.autograd.gradgradcheck(layer, (y, bias, styles, noise, strength), fast_mode=True)
         weight = torch.randn(1, 2, 3, 3).double().requires_grad_()
         for rotated in (False, True):
             inputs = (y[:1, :, :2, :2].detach().requires_grad_(), weight)
-            assert torch.autograd.gradgradcheck(lambda a, b, r=rotated: enlarge(a, b, rotated=r), inputs)
+            assert torch.autograd.gradgradcheck(
+                lambda a, b, r=rotated: enlarge(a, b, rotated=r), inputs, fast_mode=True
+            )
 
     def test_a_dead_channel_stays_finite(self):
         y = torch.zeros(1, 2, 8, 8)
@@ -163,7 +166,7 @@ class TestNetwork:
         assert owners["w_avg"] is owners["mapping.layers.0.bias"] is None
 
     def test_published_sizes(self):
-        with checkpoints.networks.Skeleton():
+        with Skeleton():
             generator = Generator(resolution=1024)
         assert generator.config()["channels"] == {
             **dict.fromkeys((4, 8, 16, 32), 512),
@@ -184,14 +187,14 @@ class TestInversion:
     def test_search_in_w_plus_and_pivotal_tuning_find_a_picture(self):
         generator = make_generator()
         target = generator(torch.randn(1, 16)).clamp(-1, 1)
-        options = InversionOptions(steps=25, fit_noise=False, mean_samples=200)
+        options = InversionOptions(steps=15, fit_noise=False, mean_samples=50)
         found = invert(generator, target, options, perceptual=None)
         start = render(generator, Latent("w", generator.w_avg[None])).clamp(-1, 1)
-        assert float((found.image - target).square().mean()) < 0.6 * float((start - target).square().mean())
+        assert float((found.image - target).square().mean()) < 0.7 * float((start - target).square().mean())
         tuned = invert(
             generator,
             target,
-            InversionOptions(method="pivotal", steps=2, mean_samples=200),
+            InversionOptions(method="pivotal", steps=2, mean_samples=50),
             perceptual=None,
             pivotal=PivotalOptions(tune_steps=2, tune_layers="8px-16px"),
         )
@@ -299,6 +302,11 @@ class TestTensorFlow:
         foreign.write_tensorflow(path, {"G": variables, "D": {"lod": np.zeros(())}}, options)
         return path
 
+    def read(self, path: Path) -> Generator:
+        found = checkpoints.load(path, parts=("generator",)).generator
+        assert type(found) is Generator
+        return found
+
     def test_every_tensor_arrives(self, tmp_path):
         generator = make_generator(FUSED_FROM)
         file = self.write(tmp_path / "a.pkl", tf_variables(generator), num_channels=3, resolution=FUSED_FROM)
@@ -308,10 +316,10 @@ class TestTensorFlow:
             Generator,
             Generator,
         )
-        assert read.generator.config() == generator.config()
+        found = self.read(file)
+        assert found.config() == generator.config()
         assert all(
-            torch.equal(value, read.generator.state_dict()[name])
-            for name, value in generator.state_dict().items()
+            torch.equal(value, found.state_dict()[name]) for name, value in generator.state_dict().items()
         )
         assert "not read" in read.metadata["discriminator"]
 
@@ -320,7 +328,7 @@ class TestTensorFlow:
         weights = generator.state_dict()
         for fused in (False, True):
             file = self.write(tmp_path / f"{fused}.pkl", tf_variables(generator), fused_scale=fused)
-            read = checkpoints.load(file, parts=("generator",)).generator.state_dict()
+            read = self.read(file).state_dict()
             for i in range(1, 12):
                 name, size = f"synthesis.layers.{i}.weight", 4 << i // 2
                 turned = i % 2 == 0 and (size >= FUSED_FROM) != fused
@@ -328,14 +336,14 @@ class TestTensorFlow:
 
     def test_another_multiplier_of_the_mapping_network(self, tmp_path):
         generator = make_generator()
-        read = checkpoints.load(self.write(tmp_path / "a.pkl", tf_variables(generator), mapping_lrmul=0.02))
+        read = self.read(self.write(tmp_path / "a.pkl", tf_variables(generator), mapping_lrmul=0.02))
         for name in ("weight", "bias"):
             value = generator.mapping.layers[1].get_parameter(name)
-            assert torch.allclose(read.generator.mapping.layers[1].get_parameter(name), 2 * value)
+            assert torch.allclose(read.mapping.layers[1].get_parameter(name), 2 * value)
 
     def test_unfinished_and_conditional_networks_are_refused(self, tmp_path):
         variables = tf_variables(make_generator())
-        growing = variables | {"G_synthesis/lod": np.float32(1.5)}
+        growing = variables | {"G_synthesis/lod": np.full((), 1.5, np.float32)}
         with pytest.raises(KeyMismatchError, match=r"still grew \(level of detail 1.5\)"):
             checkpoints.load(self.write(tmp_path / "a.pkl", growing))
         labels = variables | {"G_mapping/LabelConcat/weight": np.zeros((5, 16), np.float32)}

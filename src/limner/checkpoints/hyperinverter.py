@@ -175,6 +175,9 @@ def infer_config(
 
     example = REGRESSORS + regressor_names(_size(opts, what=what), LAYER_SETS[2])[next(iter(targets))]
     hidden = size(f"{example}.w1", 0, 1)
+    convolutions = sum(
+        name.startswith(f"{example}.feature_extractor.") and name.endswith("weight") for name in shapes
+    )
     said = opts.get("hidden_dim", hidden)
     if said != hidden:
         raise KeyMismatchError(f"{what}: `opts` says hidden_dim {said!r}, but its matrices have {hidden}")
@@ -184,6 +187,7 @@ def infer_config(
         "hidden": hidden,
         "body": first["body"],
         "map_body": second["body"],
+        "in_size": 32 << max(0, convolutions - 1),
         "w_dim": size("w_encoder.linear.weight", 0, 512),
         "widths": first["widths"],
         "depths": first["depths"],
@@ -196,7 +200,7 @@ def foreign_names(network: HyperInverter) -> dict[str, str]:
     """Return our name -> the file's, of every tensor that the file holds."""
     config = network.config()
     resnet = {"encoder.": config["body"] == "resnet34", "map_encoder.": config["map_body"] == "resnet34"}
-    size = 1 << (network.rows + 4) // 2
+    size = 1 << (network.rows + 2) // 2
     regressors = {
         module_name(ours): foreign for ours, foreign in regressor_names(size, LAYER_SETS[2]).items()
     }
@@ -243,7 +247,7 @@ def save(checkpoint: Checkpoint, path: PathLike) -> None:
         if foreign.endswith(".running_var"):
             state[foreign.removesuffix("running_var") + "num_batches_tracked"] = torch.tensor(0)
     config, targets = network.config(), set(network.targets)
-    size = 1 << (network.rows + 4) // 2
+    size = 1 << (network.rows + 2) // 2
     sets = [name for name in LAYER_SETS if set(regressor_names(size, name)) == targets]
     if not sets:
         raise CheckpointError(

@@ -154,7 +154,7 @@ def build_generator(
         KeyMismatchError: names or shapes do not fit any StyleGAN1 generator.
     """
     found = translate(state, rows(MAX_RESOLUTION, MAX_MAPPING), column)
-    config = infer_config(found) | {"norm_eps": norm_eps}
+    config: dict[str, Any] = infer_config(found) | {"norm_eps": norm_eps}
     with Skeleton():
         generator = Generator(**config)
     notes: dict[str, Any] = {"w_avg": "stored"}

@@ -60,6 +60,7 @@ class Inversion:
         image: what the generator makes of it, (B, 3, R, R), clipped to [-1, 1].
         delta: change of the generator's weights (see `limner.nn.deltas`), None where it stays as it is.
         report: one entry per picture.
+        deltas: one change per picture, where each has its own.
     """
 
     latent: Latent
@@ -67,6 +68,7 @@ class Inversion:
     image: Tensor
     delta: dict[str, Tensor] | None
     report: list[FitReport]
+    deltas: list[dict[str, Tensor]] | None = None
 
     @property
     def noise_maps(self) -> Any:

@@ -189,6 +189,8 @@ class HyperCodes:
 class HyperInverter(nn.Module):
     """Both encoders and the hypernetwork.
 
+    Like an `Encoder` it has a ``family`` and a number of ``iterations``, one.
+
     Args:
         rows: of w+ of the generator.
         targets: name -> shape of the weights that change, see `target_layers`.
@@ -200,6 +202,9 @@ class HyperInverter(nn.Module):
         depths, map_depths: their blocks; None for their own numbers.
         features: see `WeightRegressor`.
     """
+
+    family = "hyper"
+    iterations = 1
 
     def __init__(
         self,

@@ -70,14 +70,17 @@ class _Normalize(Function):
     def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         out, scale, shift = ctx.saved_tensors
         count = out.shape[2] * out.shape[3]
-        if grad is None:
-            if grad_scale is None:
-                return None, None, None
-            grad = torch.zeros_like(out)
-        weight = _pixel_dot(grad, out) * (scale / count)
+        if grad is None and grad_scale is None:
+            return None, None, None
+        outer: Tensor = torch.zeros_like(out) if grad is None else grad
+        weight = _pixel_dot(outer, out) * (scale / count)
         if grad_scale is not None:
             weight = weight + grad_scale * scale.square() / count
-        inner = grad * scale - grad.mean((2, 3), keepdim=True) * scale - out * weight
+        mean = outer.mean((2, 3), keepdim=True) * scale
+        if torch.is_grad_enabled():
+            inner = outer * scale - mean - out * weight
+        else:
+            inner = torch.addcmul(-mean, outer, scale).addcmul_(out, weight, value=-1)
         # The sign before Leaky ReLU is that of the result before the mean was taken off.
         inner = torch.ops.aten.leaky_relu_backward(inner, out + shift, SLOPE, True)
         return inner, inner.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None
