@@ -30,6 +30,7 @@ LOADERS = {
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
 }
+LOAD_ENCODER = "limner.nn.compact:load_encoder"  # on the trunk lite0
 LOAD_LPIPS = "limner.nn.lpips:load_lpips"
 # Name -> (the backbone as the loader calls it, the models whose files make it up); none of them can be bundled.
 COMPOSED = {
@@ -192,7 +193,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def load(name: str) -> Any:
-    """Load a model by name: a `Checkpoint`, a feature trunk, a face detector or an identity embedder, by its kind.
+    """Load a model by name: a `Checkpoint`, a feature trunk, an encoder, a face detector or an identity embedder, by its kind.
 
     ``lpips-vgg`` and ``lpips-alex`` are made of two installed files each, see `COMPOSED`.
 
@@ -203,6 +204,8 @@ def load(name: str) -> Any:
     if name in COMPOSED:
         return _load_lpips(name)
     found = card(name)
+    if found.kind == "encoder":
+        return _find(LOAD_ENCODER)(path(name), trunk=load("lite0"))
     if found.kind not in LOADERS:
         raise ZooError(
             f"{name} is of kind {found.kind!r}, which is loaded by its own package; its file: {found.path}"

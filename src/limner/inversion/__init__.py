@@ -5,11 +5,20 @@ Importing this package imports no torch; methods are imported when they are call
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from limner.errors import OptionError
-from limner.inversion.options import ENCODED, PRESETS, EncodeOptions, InversionOptions, PivotalOptions, preset
+from limner.inversion.options import (
+    COMPACT,
+    ENCODED,
+    PRESETS,
+    EncodeOptions,
+    InversionOptions,
+    PivotalOptions,
+    preset,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +26,12 @@ if TYPE_CHECKING:
 
     from limner.inversion.report import Distance, FitReport, Inversion, OnStep, TrunkDistance
     from limner.latent import Latent
+    from limner.nn.compact import CompactEncoder
     from limner.nn.encoders import Encoder
     from limner.nn.hyperinverter import HyperInverter
     from limner.nn.stylegan2 import Generator
 
-# Name -> "module:function" in this package.
+# Name -> "module:function" in this package; "auto" stands for one of them, see `invert`.
 METHODS: dict[str, str] = {
     "z": "optimize:optimize",
     "z+": "optimize:optimize",
@@ -29,6 +39,8 @@ METHODS: dict[str, str] = {
     "w+": "optimize:optimize",
     "s": "optimize:optimize",
     "pivotal": "pivotal:invert_pivotal",
+    "encoder": "compact:invert_encoder",
+    "hybrid": "compact:invert_hybrid",
     "psp": "encode:encode",
     "e4e": "encode:encode",
     "restyle": "encode:encode",
@@ -63,7 +75,7 @@ def invert(
     init: Latent | None = None,
     mask: Tensor | None = None,
     pivotal: PivotalOptions | None = None,
-    encoder: Encoder | HyperInverter | None = None,
+    encoder: Encoder | HyperInverter | CompactEncoder | None = None,
     encoding: EncodeOptions | None = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -80,7 +92,8 @@ def invert(
         init: where the search starts, with ``init="given"``.
         mask: (B or 1, 1, R, R), 0 to 1; only what it covers is fitted.
         pivotal: settings of ``method="pivotal"``; None for the defaults.
-        encoder: the network of ``psp``, ``e4e``, ``restyle`` and ``hyper``, which take neither ``init`` nor ``mask``.
+        encoder: the network of ``psp``, ``e4e``, ``restyle`` and ``hyper``, which take neither ``init`` nor ``mask``;
+            or the compact encoder of ``encoder``, ``hybrid`` and pivots of these names; ``auto`` takes it if it is there.
         encoding: how it runs; None for the defaults.
         rng: random numbers, on the CPU; None for a new generator with the options' seed.
         on_step: called after every step with step, steps, figures and a function that paints the picture so far.
@@ -90,6 +103,11 @@ def invert(
         OptionError: contradicting options.
         DivergedError: the search left the finite numbers.
     """
+    if options.method == "auto":
+        from limner.nn.compact import CompactEncoder
+
+        there = isinstance(encoder, CompactEncoder) and init is None and mask is None
+        options = dataclasses.replace(options, method="encoder" if there else "w+")
     module, _, function = METHODS[options.method].partition(":")
     method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     if options.method in ENCODED:
@@ -108,6 +126,8 @@ def invert(
             on_step=on_step,
         )
     extra: dict[str, Any] = {"pivotal": pivotal or PivotalOptions()} if options.method == "pivotal" else {}
+    if options.method in ("pivotal", *COMPACT):
+        extra["encoder"] = encoder
     return method(
         generator,
         image,

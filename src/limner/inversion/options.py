@@ -10,16 +10,18 @@ from limner.options import Options, knob
 
 OPTIMIZED = ("z", "z+", "w", "w+", "s")
 ENCODED = ("psp", "e4e", "restyle", "hyper")
-METHODS = (*OPTIMIZED, "pivotal", *ENCODED)
+COMPACT = ("encoder", "hybrid")
+METHODS = (*OPTIMIZED, "pivotal", *COMPACT, *ENCODED)
 
 
 @dataclasses.dataclass(frozen=True)
 class InversionOptions(Options):
     """How an image is embedded.  The defaults suit small generators on a CPU; `preset` has the published ones."""
 
-    method: str = knob("w+", choices=METHODS)
+    method: str = knob("w+", choices=("auto", *METHODS))
     """space that is searched (w+ is closest to the picture, w easiest to edit), or pivotal: search, then tune the
-    generator around what was found; or psp, e4e, restyle: an encoder of this kind; or hyper:
+    generator around what was found; or encoder: the compact encoder, hybrid: a search in w+ that starts from it, auto:
+    the encoder if the generator has one, else w+; or psp, e4e, restyle: an encoder of this kind; or hyper:
     HyperInverter, code and generator from networks"""
     steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search"""
@@ -52,6 +54,8 @@ class InversionOptions(Options):
     """steps without progress after which a picture's search goes straight to its ramp-down; 0 never does"""
     tolerance: float = knob(0.01, lo=0.0, hi=1.0)
     """part by which the loss must fall to count as progress"""
+    refinements: int = knob(3, lo=1, hi=20)
+    """steps of the compact encoder, each looking at what the last one made"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
     """seed of the random numbers"""
 
@@ -60,8 +64,8 @@ class InversionOptions(Options):
 class PivotalOptions(Options):
     """How the generator is tuned to one person; the defaults are the published ones."""
 
-    pivot: str = knob("w", choices=OPTIMIZED)
-    """space of the search that comes before"""
+    pivot: str = knob("w", choices=(*OPTIMIZED, *COMPACT))
+    """space of the search that comes before; or encoder, which needs no search, or hybrid"""
     tune_steps: int = knob(350, lo=1, hi=20_000)
     """steps of tuning"""
     tune_learning_rate: float = knob(3e-4, lo=1e-7, hi=0.1)

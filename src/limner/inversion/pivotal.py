@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import DivergedError, OptionError
+from limner.inversion.compact import invert_encoder, invert_hybrid
 from limner.inversion.optimize import check_image, check_mask, compare, optimize
-from limner.inversion.options import InversionOptions, PivotalOptions
+from limner.inversion.options import COMPACT, InversionOptions, PivotalOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
+from limner.nn.compact import CompactEncoder
 from limner.nn.stylegan2 import Generator, Noise
 
 
@@ -120,6 +122,7 @@ def invert_pivotal(
     *,
     perceptual: Distance | None,
     pivotal: PivotalOptions,
+    encoder: CompactEncoder | None = None,
     identity: Distance | None = None,
     init: Latent | None = None,
     mask: Tensor | None = None,
@@ -132,21 +135,25 @@ def invert_pivotal(
     """
     start = time.perf_counter()
     rng = rng or torch.Generator().manual_seed(options.seed)
-    total = options.steps + pivotal.tune_steps
+    searched = options.refinements if pivotal.pivot == "encoder" else options.steps
+    total = searched + pivotal.tune_steps
 
     def shifted(by: int) -> OnStep | None:
         report = on_step
         return report and (lambda step, _, record, preview: report(by + step, total, record, preview))
 
-    found = optimize(
+    extra: dict[str, Any] = {"encoder": encoder} if pivotal.pivot in COMPACT else {}
+    search = {"encoder": invert_encoder, "hybrid": invert_hybrid}.get(pivotal.pivot, optimize)
+    found = search(
         generator,
         image,
-        dataclasses.replace(options, method=pivotal.pivot),
+        options if extra else dataclasses.replace(options, method=pivotal.pivot),
         perceptual=perceptual,
         init=init,
-        mask=mask,
+        mask=None if pivotal.pivot == "encoder" else mask,
         rng=rng,
         on_step=shifted(0),
+        **extra,
     )
     tuning = tune(
         generator,
@@ -157,7 +164,7 @@ def invert_pivotal(
         noise=found.noise_maps,
         mask=mask,
         rng=rng,
-        on_step=shifted(options.steps),
+        on_step=shifted(searched),
     )
     figures = measure(
         tuning.image,
