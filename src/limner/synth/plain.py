@@ -36,7 +36,7 @@ BROW_COLUMNS, BROW_ROWS = 15, 5
 BROW_X, BROW_Y = (0.08, 0.11, 0.24, 0.36, 0.46, 0.54, 0.62), (7.365, 7.375, 7.40, 7.42, 7.405, 7.37, 7.325)
 BROW_HEIGHT, BROW_LIFT = 0.17, 0.012
 # Neckline -> (height in front, height at the back, depth of a V).
-NECKLINES = {"crew": (5.66, 5.92, 0.0), "vee": (5.66, 5.92, 0.42), "wide": (5.44, 5.78, 0.0)}
+NECKLINES = {"crew": (5.74, 5.96, 0.0), "vee": (5.74, 5.96, 0.36), "wide": (5.60, 5.86, 0.0)}
 NECK_FRONT, NECK_BACK = 0.85, -0.35  # z of the two
 VEE_WIDTH = 0.42
 GARMENT_LIFT, GARMENT_UNDER = 0.05, 0.15

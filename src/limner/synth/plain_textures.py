@@ -335,7 +335,7 @@ def brow(name: str) -> np.ndarray:
     width, height = HAIR_SIZE
     picture = Image.new("L", (2 * width, 2 * height))
     draw = ImageDraw.Draw(picture)
-    for u in np.sort(rng.uniform(0.06, 0.95, 620)):
+    for u in np.sort(rng.uniform(0.06, 0.90, 620)):
         thick = np.interp(u, (0.05, 0.2, 0.55, 0.97), (begin * 0.75, begin, middle, end))
         lie = 0.5 + bend * np.sin(np.pi * min(u * 0.85, 1.0)) + thick * rng.uniform(-0.5, 0.35)
         # Hairs stand at the nose and lie along the brow further out; upper ones turn down.
