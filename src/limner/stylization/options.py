@@ -89,3 +89,27 @@ class DualOptions(Options):
     """How much of the face's own code is kept; less gives a more ordinary face that a style fits better."""
     towards: str = knob("mean", choices=("mean", "zero"))
     """What truncation pulls towards: the mean face, or zero as in the published program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DestylizeOptions(Options):
+    """How portraits are turned back into faces.
+
+    Source: Yang et al. 2022 (arXiv 2203.13248), section 3.1; defaults as published.
+    """
+
+    steps: int = knob(300, lo=0, hi=20_000)
+    """steps of the search in z+; 0 takes the encoder's code as it is"""
+    learning_rate: float = knob(0.1, lo=1e-5, hi=1.0)
+    """step size of Adam at its height"""
+    perceptual: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the perceptual distance from the portrait"""
+    identity: float = knob(0.1, lo=0.0, hi=1e6)
+    """weight of the identity distance from the portrait"""
+    spread: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the rows' spread among each other, which keeps the code near ordinary faces: the higher, the less of a
+    caricature's exaggeration is taken for the face's own"""
+    truncation: float = knob(0.7, lo=0.0, hi=1.0, step=0.05)
+    """how much of the found code the real face keeps; 0.5 for styles far from photos"""
+    color_lock: bool = knob(True)
+    """rows from 8 on keep the encoder's code"""
