@@ -157,6 +157,19 @@ class Renderer:
             backdrop = paint_backdrop(scene.backdrop.kind, scene.backdrop.seed)
         else:
             backdrop = np.ones((SIZE, SIZE, 3), np.float32) * np.array(ground, np.float32)
+        with self.context:  # there may be others in this process
+            light, seen = self._draw(scene, assembly, uniforms, backdrop, buffers)
+        return Rendering(develop(light, scene.seed), scene, assembly, backdrop, seen)
+
+    def _draw(
+        self,
+        scene: Scene,
+        assembly: Assembly,
+        uniforms: Mapping[str, Any],
+        backdrop: np.ndarray,
+        buffers: bool,
+    ) -> tuple[np.ndarray, Buffers | None]:
+        """Return linear light (H, W, 3) at the size of the buffers, and these if they are wanted."""
         meshes = [_Mesh(self, part, uniforms) for part in assembly.parts]
         try:
             self.skins.use(UNIT_SKINS)
@@ -165,11 +178,10 @@ class Renderer:
             self.shadow_map.use(UNIT_SHADOW)
             self._draw_shadows(meshes, uniforms)
             light = self._draw_picture(meshes, scene, assembly, backdrop)
-            seen = self._draw_buffers(meshes) if buffers else None
+            return light, self._draw_buffers(meshes) if buffers else None
         finally:
             for mesh in meshes:
                 mesh.release()
-        return Rendering(develop(light, scene.seed), scene, assembly, backdrop, seen)
 
     # What stays for all scenes.
 
