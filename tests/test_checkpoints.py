@@ -651,9 +651,9 @@ class TestBroken:
             checkpoints.load(tmp_path)
 
     def test_known_but_unsupported_files_are_called_by_name(self, tmp_path):
-        torch.save({"state_dict": {"encoder.body.0.weight": torch.zeros(3)}, "opts": {}}, tmp_path / "psp.pt")
-        with pytest.raises(UnknownFormatError, match="looks like an encoder file"):
-            checkpoints.load(tmp_path / "psp.pt")
+        torch.save({"kp_detector": {"kp.weight": torch.zeros(3)}, "generator": {}}, tmp_path / "vox.pth")
+        with pytest.raises(UnknownFormatError, match="looks like a first-order motion model"):
+            checkpoints.load(tmp_path / "vox.pth")
 
     def test_compressed_archive_is_not_unpacked(self, tmp_path):
         path = tmp_path / "bomb.pt"

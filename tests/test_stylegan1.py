@@ -152,6 +152,8 @@ class TestNetwork:
         seen = []
         generator.synthesis(w_plus, edit=lambda i, x: seen.append((i, x.shape[-1])) or x)
         assert seen == [(i, 4 << i // 2) for i in range(8)]
+        with pytest.raises(ShapeError, match="no image at every resolution"):
+            generator.synthesis.stages([])
         with pytest.raises(ShapeError, match="expected 8"):
             generator.synthesis_from_styles([torch.zeros(1, 16)] * 3)
 
@@ -372,3 +374,19 @@ class TestCommands:
             out = tmp_path / noise
             assert main(["sample", str(native), "--seeds", "0-1", "--noise", noise, "--out", str(out)]) == 0
             assert len(list(out.glob("*.png"))) == 2
+
+    def test_invert(self, model, tmp_path):
+        from limner import media
+        from limner.latent import load_latent
+
+        generator = checkpoints.load(model).generator
+        assert generator is not None
+        photo = media.write(tmp_path / "face.png", media.to_pixels(generator(torch.randn(1, 16)))[0])
+        words = ["--aligned", "--model", str(model), "--steps", "3", "--mean-samples", "50"]
+        assert main(["invert", str(photo), *words, "--out", str(tmp_path / "out")]) == 0
+        read = load_latent(tmp_path / "out/face_01.safetensors")
+        assert read.latent.space == "w+"
+        assert read.latent.tensor.shape == (1, 8, 16)
+        assert read.metadata["base"]["digest"] == deltas.digest(generator)
+        painted = media.to_pixels(render(generator, read.latent, read.noise or "constant"))[0]
+        assert (painted == media.read(tmp_path / "out/face_01.png").pixels).all()

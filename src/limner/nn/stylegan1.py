@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -266,6 +266,10 @@ class SynthesisNetwork(stylegan2.SynthesisNetwork):
 
     def _modules_in_order(self) -> list[nn.Module]:
         return list(self.layers)
+
+    def stages(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raise `ShapeError`: only the full resolution has colours here."""
+        raise ShapeError("a StyleGAN1 generator has no image at every resolution; take a StyleGAN2 generator")
 
     def from_styles(
         self,
