@@ -20,7 +20,15 @@ def make_trunk() -> Lite0:
 
 def make_core(**changes) -> CompactCore:
     torch.manual_seed(3)
-    options = {"num_rows": 8, "w_dim": W_DIM, "input_px": 32, "width": 8, "gather": 4, "hidden": 16, "rank": 4}
+    options = {
+        "num_rows": 8,
+        "w_dim": W_DIM,
+        "input_px": 32,
+        "width": 8,
+        "gather": 4,
+        "hidden": 16,
+        "rank": 4,
+    }
     core = CompactCore(**(options | changes))
     for last in (core.base[-1], *core.decode):  # at their initial zero the encoder does not move at all
         torch.nn.init.normal_(last.get_parameter("weight"), std=0.1)
@@ -37,7 +45,12 @@ def make_encoder(generator=None, **changes) -> CompactEncoder:
 
 @pytest.mark.parametrize(
     ("rows", "groups"),
-    [(8, [0] * 3 + [1] * 4 + [2]), (12, [0] * 3 + [1] * 4 + [2] * 5), (4, [0, 0, 0, 1]), (18, [0] * 3 + [1] * 4 + [2] * 11)],
+    [
+        (8, [0] * 3 + [1] * 4 + [2]),
+        (12, [0] * 3 + [1] * 4 + [2] * 5),
+        (4, [0, 0, 0, 1]),
+        (18, [0] * 3 + [1] * 4 + [2] * 11),
+    ],
 )
 def test_rows_are_grouped_as_in_psp(rows, groups):
     assert row_groups(rows) == groups
@@ -103,10 +116,12 @@ def test_calibration_makes_unit_deviation():
     encoder = make_encoder()
     views = encoder.look(torch.rand(8, 3, 32, 32) * 2 - 1)[1]
     encoder.core.calibrate(views)
-    x = (views[1] - encoder.core.get_buffer("mean1").view(1, -1, 1, 1)) / encoder.core.get_buffer("std1").view(
-        1, -1, 1, 1
+    x = (views[1] - encoder.core.get_buffer("mean1").view(1, -1, 1, 1)) / encoder.core.get_buffer(
+        "std1"
+    ).view(1, -1, 1, 1)
+    assert x.mean((0, 2, 3)).abs().max() < 1e-3 and torch.allclose(
+        x.std((0, 2, 3)), torch.ones(43), atol=1e-3
     )
-    assert x.mean((0, 2, 3)).abs().max() < 1e-3 and torch.allclose(x.std((0, 2, 3)), torch.ones(43), atol=1e-3)
 
 
 def test_encode_steps_look_at_the_reconstruction(generator):

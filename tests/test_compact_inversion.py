@@ -56,7 +56,11 @@ def test_hybrid_starts_from_the_encoder(generator, image):
     assert torch.allclose(still.latent.tensor, codes, atol=1e-3)
     assert [fit.method for fit in still.report] == ["hybrid"] * 2
     moved = invert(
-        generator, image, InversionOptions(method="hybrid", **FEW | {"steps": 20}), perceptual=None, encoder=encoder
+        generator,
+        image,
+        InversionOptions(method="hybrid", **FEW | {"steps": 20}),
+        perceptual=None,
+        encoder=encoder,
     )
     assert all(a.psnr > b.psnr for a, b in zip(moved.report, still.report, strict=True))
 
@@ -121,3 +125,49 @@ def test_contradictions_are_errors(generator, image):
             perceptual=None,
             encoder=encoder,
         )
+
+
+@pytest.fixture
+def installed(generator, tmp_path):
+    """A tiny generator and its compact encoder as files, the encoder also in the user's folder of models."""
+    from limner import zoo
+    from limner.checkpoints import Checkpoint, save
+    from limner.nn.compact import save_encoder
+
+    model = tmp_path / "tiny.safetensors"
+    save(Checkpoint(generator=generator), model)
+    file = zoo.cache_dir() / "tiny-encoder.safetensors"
+    file.parent.mkdir(parents=True)
+    encoder = make_encoder(generator)
+    encoder.trunk = zoo.load("lite0")
+    save_encoder(encoder, file, provenance={"source": "test"}, half=False)
+    zoo.install(
+        zoo.Download("tiny-encoder", "encoder", "https://example.org/tiny-encoder.safetensors", "CC0-1.0"),
+        file,
+    )
+    return model, file, encoder
+
+
+def test_zoo_and_models_find_the_encoder(generator, installed, image):
+    """The encoder of a generator is found by the generator's digest."""
+    from limner import zoo
+    from limner.pipeline import load_models
+
+    model, file, encoder = installed
+    loaded = zoo.load("tiny-encoder")
+    assert torch.allclose(loaded.encode(generator, image)[-1], encoder.encode(generator, image)[-1])
+    models = load_models(model)
+    assert models.encoder is None and models.compact is not None and models.encoder_for("psp") is None
+    assert models.encoder_for("hybrid") is models.compact
+    named = load_models(model, encoder=file)
+    assert named.compact is named.encoder
+    assert load_models("heads").compact is None or load_models("heads").compact.core.num_rows == 12
+
+
+def test_other_generators_do_not_get_it(installed, tmp_path):
+    from limner.checkpoints import Checkpoint, save
+    from limner.pipeline import load_models
+
+    other = tmp_path / "other.safetensors"
+    save(Checkpoint(generator=make_generator(seed=5)), other)
+    assert load_models(other).compact is None

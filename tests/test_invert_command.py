@@ -174,7 +174,7 @@ def test_lpips_is_used_where_it_is_installed(model, picture, tmp_path):
 def test_a_preset_stands_in_for_what_is_not_given():
     options = Options(photos=(Path("a.png"),), preset="ii2s", steps=9)
     assert search_options(options) == preset("ii2s", steps=9)
-    assert search_options(Options(photos=(Path("a.png"),))) == InversionOptions()
+    assert search_options(Options(photos=(Path("a.png"),))) == InversionOptions(method="auto")
     with pytest.raises(OptionError, match="--start"):
         search_options(Options(photos=(Path("a.png"),), init="given"))
 
@@ -182,7 +182,7 @@ def test_a_preset_stands_in_for_what_is_not_given():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "wplus"], "expected one of z, z+, w, w+, s, pivotal"),
+        (["--method", "wplus"], "expected one of auto, z, z+, w, w+, s, pivotal"),
         (["--init", "given"], "--start"),
         (["--landmarks", "1,2"], "expected 10"),
         (["--start", "nowhere.npz"], "no such file"),

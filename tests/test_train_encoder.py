@@ -56,9 +56,7 @@ def make_run(options: EncoderOptions, *, seed: int = 0):
     torch.manual_seed(5)
     trunk = Lite0().eval()
     base = {"name": "tiny", "digest": deltas.digest(generator)}
-    return build_run(
-        options, Runtime(CPU), generator=generator, trunk=trunk, base=base, embedder=embed
-    )
+    return build_run(options, Runtime(CPU), generator=generator, trunk=trunk, base=base, embedder=embed)
 
 
 def train(options: EncoderOptions, **kwargs) -> EncoderTraining:
@@ -237,7 +235,10 @@ def test_exam_lies_between_floor_and_ceiling(folder, tmp_path):
     about = {"renders": 2, "perceptual": distance, "identity": distance, "steps": 2, "ceiling_steps": 20}
     exam = EncoderExam(generator, image, ["a", "b", "photo"], keep=tmp_path / "ceiling.npy", **about)
     figures = exam.measure(run.average, tmp_path / "sheet.png")
-    assert figures["psnr_floor"] < figures["psnr_ceiling"] and figures["perceptual_ceiling"] < figures["perceptual_floor"]
+    assert (
+        figures["psnr_floor"] < figures["psnr_ceiling"]
+        and figures["perceptual_ceiling"] < figures["perceptual_floor"]
+    )
     # Fresh, an encoder stands still at the mean.
     assert figures["psnr"] == pytest.approx(figures["psnr_floor"], abs=1e-4)
     assert {"psnr", "photo_psnr", "identity", "photo_identity_ceiling", "ssim"} <= set(figures)

@@ -220,7 +220,9 @@ class CompactCore(nn.Module):
 
 def row_groups(num_rows: int) -> list[int]:
     """Return for every row of w+ its group: 0 coarse (rows 0-2), 1 middle (rows 3-6), 2 fine (the rest)."""
-    return [0 if row < COARSE_ROWS else 1 if row < COARSE_ROWS + MIDDLE_ROWS else 2 for row in range(num_rows)]
+    return [
+        0 if row < COARSE_ROWS else 1 if row < COARSE_ROWS + MIDDLE_ROWS else 2 for row in range(num_rows)
+    ]
 
 
 class CompactEncoder(nn.Module):
@@ -364,6 +366,19 @@ def save_encoder(
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"limner": json.dumps(about, sort_keys=True)})
+
+
+def read_base(path: str | Path) -> dict[str, str] | None:
+    """Return name and digest of the generator that a compact encoder's file belongs to; None for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("limner", "{}"))
+    except (SafetensorError, ValueError, OSError):
+        return None
+    ours = about.get("kind") == KIND and about.get("architecture") == ARCHITECTURE
+    return dict(about.get("base") or {}) if ours else None
 
 
 def load_encoder(path: str | Path, *, trunk: Lite0) -> CompactEncoder:

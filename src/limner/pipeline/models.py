@@ -13,6 +13,9 @@ from limner import checkpoints, losses, zoo
 from limner.errors import CheckpointError
 from limner.faces import Detector
 from limner.inversion import TrunkDistance
+from limner.inversion.options import ENCODED
+from limner.nn import deltas
+from limner.nn.compact import CompactEncoder, load_encoder, read_base
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
 from limner.nn.hyperinverter import HyperInverter
@@ -34,7 +37,7 @@ class Models:
         trunk: feature trunk of the perceptual distance, or LPIPS with its own; frozen.
         discriminator: of the generator's size, needed for learning; None where the base has none.
         detector: face detector; None for the bundled MTCNN.
-        encoder: of the pSp family, made for the generator; None where none was named.
+        encoder: of the pSp family or a compact one, made for the generator; None where none was named.
         base: name of the generator, which goes into the files.
         trunk_name: name of the trunk, which goes into reports.
     """
@@ -43,7 +46,7 @@ class Models:
     trunk: Lite0 | Lpips
     discriminator: Discriminator | None = None
     detector: Detector | None = None
-    encoder: Encoder | HyperInverter | None = None
+    encoder: Encoder | HyperInverter | CompactEncoder | None = None
     base: str = ""
     trunk_name: str = TRUNK
 
@@ -57,6 +60,23 @@ class Models:
         if isinstance(self.trunk, Lpips):
             return TrunkDistance(self.trunk.trunk, name=self.trunk_name, compare=self.trunk.compare_maps)
         return TrunkDistance(self.trunk, name=self.trunk_name)
+
+    @functools.cached_property
+    def compact(self) -> CompactEncoder | None:
+        """The compact encoder that was named, or else one on this machine that belongs to the generator."""
+        if isinstance(self.encoder, CompactEncoder):
+            return self.encoder
+        own = None
+        for name in zoo.names("encoder"):
+            base = read_base(zoo.path(name))
+            own = own or deltas.digest(self.generator)
+            if base and base.get("digest") == own:
+                return zoo.load(name).to(self.device).eval()
+        return None
+
+    def encoder_for(self, method: str) -> Encoder | HyperInverter | CompactEncoder | None:
+        """Return the encoder that an inversion method works with, if there is one."""
+        return self.encoder if method in ENCODED else self.compact
 
     @functools.cached_property
     def embedder(self) -> DlibResNet:
@@ -91,11 +111,17 @@ def load_models(
     perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
     seeing, checkpoint = None, None
     if encoder is not None:
-        checkpoint = checkpoints.load(zoo.resolve(encoder))
-        seeing = checkpoint.encoder
-        if not isinstance(seeing, (Encoder, HyperInverter)):
-            raise CheckpointError(f"{encoder} holds no encoder of pSp, e4e or ReStyle, and no HyperInverter")
-        base = base if checkpoint.generator is None else encoder
+        file = zoo.resolve(encoder)
+        if read_base(file) is not None:
+            seeing = load_encoder(file, trunk=zoo.load(TRUNK))
+        else:
+            checkpoint = checkpoints.load(file)
+            seeing = checkpoint.encoder
+            if not isinstance(seeing, (Encoder, HyperInverter)):
+                raise CheckpointError(
+                    f"{encoder} holds no encoder of pSp, e4e or ReStyle, no compact one and no HyperInverter"
+                )
+            base = base if checkpoint.generator is None else encoder
     if checkpoint is None or checkpoint.generator is None:
         checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):

@@ -8,7 +8,7 @@ from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
 from limner.options import Options, knob
 from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
 
-INVERTERS = ("w", "w+", "pivotal")
+INVERTERS = ("auto", "encoder", "hybrid", "w", "w+", "pivotal")
 DUAL_INVERTERS = (*INVERTERS, "z+")
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
@@ -33,8 +33,9 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
     backdrop of the style included)"""
     feather: float = knob(0.25, lo=0.0, hi=0.5, step=0.01)
     color_match: str = knob("none", choices=("none", "lab", "linear"))
-    inverter: str = knob("w+", choices=INVERTERS)
-    """how a face is embedded: w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
+    inverter: str = knob("auto", choices=INVERTERS)
+    """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is encoder if the generator
+    has one, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
     the generator to the person, which is closest and slowest"""
     invert_steps: int = knob(100, lo=1, hi=20_000)
     """steps of the search"""

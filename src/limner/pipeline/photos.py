@@ -178,13 +178,15 @@ def _embed(image: Tensor, options: PhotoOptions, models: Models, on_step: Any) -
     search = InversionOptions(
         method=options.inverter, steps=options.invert_steps, seed=options.seed, **SEARCH
     )
-    pivotal = PivotalOptions(pivot="w+", tune_steps=options.tune_steps)
+    encoder = models.encoder_for(options.inverter)
+    pivotal = PivotalOptions(pivot="w+" if encoder is None else "hybrid", tune_steps=options.tune_steps)
     return invert(
         models.generator,
         image,
         search,
         perceptual=models.make_distance(),
         pivotal=pivotal if options.inverter == "pivotal" else None,
+        encoder=encoder,
         on_step=on_step,
     )
 

@@ -231,9 +231,7 @@ class EncoderLessons:
                 run.critic.parameters(), options.critic_lr, betas=(ADAM_BETA1, 0.99)
             )
         random = StepRandom(options.seed, 0, 0, run.runtime.device)
-        self.distance = StyleMetric(
-            run.generator, random.normal(2048, run.generator.z_dim), rng=random.cpu
-        )
+        self.distance = StyleMetric(run.generator, random.normal(2048, run.generator.z_dim), rng=random.cpu)
         self._start: list[Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -328,9 +326,7 @@ class EncoderLessons:
         rest = encoder.look(resize(painted, encoder.core.input_px))[1]
         return [torch.cat(pair) for pair in zip(views, rest, strict=True)] if views else rest
 
-    def code_losses(
-        self, batch: Batch, w_plus: Tensor
-    ) -> dict[str, tuple[float, Tensor]]:
+    def code_losses(self, batch: Batch, w_plus: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Return the losses of codes with their weights: known ones, and regularisers on pictures."""
         run, options, std = self.run, self.run.options, self.run.encoder.core.w_std
         losses = {}
@@ -532,4 +528,3 @@ class EncoderTraining:
         if self.export:
             self.export(self.run, self.out / "model.safetensors", figures)
         return figures
-

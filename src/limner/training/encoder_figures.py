@@ -62,7 +62,10 @@ class EncoderExam:
             if kept.shape == self.image.shape:
                 return kept
         found = invert(
-            self.generator, self.image, InversionOptions(steps=steps, fit_noise=False), perceptual=self.perceptual
+            self.generator,
+            self.image,
+            InversionOptions(steps=steps, fit_noise=False),
+            perceptual=self.perceptual,
         ).image
         if keep is not None:
             np.save(keep, found.cpu().numpy())

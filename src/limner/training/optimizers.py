@@ -43,7 +43,9 @@ class Ranger(torch.optim.RAdam):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; every ``every`` steps pull the weights back."""
-        trained: list[Tensor] = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        trained: list[Tensor] = [
+            p for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         # RAdam takes an empty state for that of a first step: the slow weights join it afterwards.
         fresh = {p: p.detach().clone() for p in trained if not self.state[p]}
         found = super().step(closure)  # type: ignore[arg-type]

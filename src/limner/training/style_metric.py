@@ -44,9 +44,7 @@ class StyleMetric:
                 slope += gradient.square().mean(0) / probes
         shares = [(slope * var).sqrt() for slope, var in zip(slopes, variance, strict=True)]
         total = torch.stack([share.sum() for share in shares]).sum()
-        self.weights = [
-            share / (var + 1e-8) / total for share, var in zip(shares, variance, strict=True)
-        ]
+        self.weights = [share / (var + 1e-8) / total for share, var in zip(shares, variance, strict=True)]
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Codes a and b (B, L, w_dim) -> distances (B,)."""

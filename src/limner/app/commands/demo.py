@@ -38,7 +38,7 @@ class Options(TrunkOptions):
     """names of styles or style files; by default every style that is bundled or installed"""
     model: str = zoo.DEFAULT_GENERATOR
     """base model, name or file"""
-    inverter: str = knob("w+", choices=INVERTERS)
+    inverter: str = knob("auto", choices=INVERTERS)
     """how the faces are embedded, see limner stylize"""
     invert_steps: int = knob(100, lo=1, hi=20_000)
     """steps of the search for each face"""

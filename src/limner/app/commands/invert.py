@@ -13,7 +13,15 @@ from limner.app.console import Console, format_seconds
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
 from limner.files import check_writable, replacing
-from limner.inversion.options import ENCODED, PRESETS, EncodeOptions, InversionOptions, PivotalOptions
+from limner.inversion.options import (
+    COMPACT,
+    ENCODED,
+    METHODS,
+    PRESETS,
+    EncodeOptions,
+    InversionOptions,
+    PivotalOptions,
+)
 from limner.options import knob, to_mapping
 from limner.pipeline.options import TrunkOptions
 
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from limner.pipeline import Models
 
 REPORT = "report.json"
+LOOKING = (*ENCODED, *COMPACT, "auto", "pivotal")  # methods that work, or may work, with an encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,11 @@ class Options(
 ):
     """Options of ``limner invert``."""
 
+    method: str = knob("auto", choices=("auto", *METHODS))
+    """auto: the compact encoder if the generator has one, else w+; encoder: the compact encoder, tens of milliseconds;
+    hybrid: a search in w+ that starts from it; z, z+, w, w+, s: the space that is searched (w+ is closest to the
+    picture, w easiest to edit); pivotal: search, then tune the generator around what was found; psp, e4e, restyle: an
+    encoder of this kind; hyper: HyperInverter, code and generator from networks"""
     photos: tuple[Path, ...] = knob()
     """photos; every face of every photo is embedded"""
     out: Path = Path("inverted")
@@ -42,7 +56,8 @@ class Options(
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
     encoder: Path | None = None
-    """checkpoint of the methods psp, e4e, restyle and hyper; the generator in it, if any, takes the place of --model"""
+    """checkpoint of the methods psp, e4e, restyle and hyper, whose generator, if any, takes the place of --model; or a
+    compact encoder in place of the generator's own"""
     preset: str = knob("fast", choices=tuple(PRESETS))
     """settings as another program publishes them; they stand in for every option that is left at its default"""
     start: Path | None = None
@@ -106,16 +121,18 @@ def identity_measure() -> dict[str, Any]:
 def search_options(options: Options) -> InversionOptions:
     """Return the settings of the search: the options, those at their default replaced by the preset's."""
     values = {}
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
     for field in dataclasses.fields(InversionOptions):
         value = getattr(options, field.name)
         values[field.name] = (
-            PRESETS[options.preset].get(field.name, value) if value == field.default else value
+            PRESETS[options.preset].get(field.name, value) if value == defaults[field.name] else value
         )
     if options.start is not None:
         values["init"] = "given"
     elif values["init"] == "given":
         raise OptionError("init is 'given', but no codes are: name a latent file with --start")
-    if (options.encoder is None) == (values["method"] in ENCODED):
+    wrong = values["method"] in ENCODED if options.encoder is None else values["method"] not in LOOKING
+    if wrong:
         raise OptionError(
             f"method is {values['method']!r}; "
             + (
@@ -153,8 +170,9 @@ def _invert_photo(
     for number, alignment in enumerate(alignments, first):
         crop = crop_face(photo.pixels, alignment)
         steps = search.steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
-        if models.encoder is not None:
-            steps = options.iterations or models.encoder.iterations
+        encoder = models.encoder_for(search.method)
+        if search.method in ENCODED:
+            steps = options.iterations or getattr(encoder, "iterations", 1)
         with console.progress(steps, f"{path.name}, face {number}") as progress:
             found = invert(
                 models.generator,
@@ -164,7 +182,7 @@ def _invert_photo(
                 identity=models.identity_distance,
                 init=start,
                 pivotal=pivotal,
-                encoder=models.encoder,
+                encoder=encoder,
                 encoding=encoding,
                 on_step=lambda step, _, record, preview, bar=progress: bar.set(
                     step, f"loss {record['loss']:.3f}"

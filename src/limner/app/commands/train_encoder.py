@@ -54,9 +54,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     generator.to(runtime.device, **layout).eval().requires_grad_(False)
     trunk = zoo.load("lite0").to(runtime.device, **layout)
     embedder = zoo.load("identity").to(runtime.device, **layout)
-    encoder = build_run(
-        options, runtime, generator=generator, trunk=trunk, base=base, embedder=embedder
-    )
+    encoder = build_run(options, runtime, generator=generator, trunk=trunk, base=base, embedder=embedder)
     exams: list[EncoderExam] = []
 
     def examine(run: EncoderRun, sheet: Path) -> dict[str, float]:
@@ -100,15 +98,11 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         console.print(
             f"stopped at {encoder.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
         )
-    console.result(
-        kimg=encoder.kimg, finished=finished, model=training.out / "model.safetensors", **figures
-    )
+    console.result(kimg=encoder.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
     return 0
 
 
-def _exam_pictures(
-    options: Options, generator: Generator, runtime: Runtime
-) -> tuple[Tensor, list[str], int]:
+def _exam_pictures(options: Options, generator: Generator, runtime: Runtime) -> tuple[Tensor, list[str], int]:
     """Return held-out pictures and the faces of photos, their names, and how many are no photos."""
     import torch
 
@@ -153,8 +147,14 @@ def _fit(training: EncoderTraining, console: Console) -> bool:
     with console.progress(left, "train encoder (images)") as progress:
 
         def show(record: dict[str, Any]) -> None:
-            shown = [f"{name} {value:.3g}" for name, value in record.items() if name[-1:].isdigit() or name == "identity"]
-            progress.set(min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}")
+            shown = [
+                f"{name} {value:.3g}"
+                for name, value in record.items()
+                if name[-1:].isdigit() or name == "identity"
+            ]
+            progress.set(
+                min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}"
+            )
 
         return training.fit(show)
 
