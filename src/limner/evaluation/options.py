@@ -51,14 +51,16 @@ class EvaluationOptions(Options):
     photos: tuple[Path, ...] = knob(())
     """inversion and stylization: real photos; their largest face is shown beside the renders"""
     methods: tuple[str, ...] = knob(())
-    """inversion: methods as [START-]METHOD[:STEPS], such as w+, w+:500, encoder, encoder-w+:100; by default every
-    method that is built in, and w+ and pivotal started from the encoder"""
+    """inversion: methods as [START-]METHOD[:STEPS], such as w+, w+:500, encoder, encoder-pivotal:100; by default every
+    method that is built in, and pivotal tuning that starts from the encoder"""
     steps: int = knob(100, lo=1, hi=20_000)
     """inversion: steps of a search where METHODS name none; pivotal tuning takes as many again"""
     scenes: int = knob(50, lo=2, hi=10_000)
     """stylization: held-out scenes, the first ones in order"""
     styles: tuple[str, ...] = knob(())
     """stylization: names or files of styles; by default all on this machine that belong to the model"""
+    inverter: str = ""
+    """stylization: how the photos are embedded, as limner stylize --inverter; by default as there"""
     strengths: tuple[float, ...] = knob((0.25, 0.5, 0.75, 1.0), lo=0, hi=1)
     """stylization: strengths of the curve"""
 

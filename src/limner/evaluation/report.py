@@ -40,13 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures; ``figures`` are columns, or rows if ``turned``."""
+    """Rows of figures; ``figures`` are columns, or rows if ``turned``; the best of ``rivals`` is marked."""
 
     title: str
     figures: Sequence[str]
     rows: Sequence[Row]
     turned: bool = False
     note: str = ""
+    rivals: bool = True
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _best(table: Table, figure: str) -> float | None:
     """Return the best value among the results, where there are several."""
     values = [row.values.get(figure) for row in table.rows if row.kind == "result"]
     numbers = [value for value in values if isinstance(value, (int, float))]
-    if len(numbers) < 2 or FIGURES[figure].better == "near":
+    if len(numbers) < 2 or not table.rivals or FIGURES[figure].better == "near":
         return None
     return max(numbers) if FIGURES[figure].better == "up" else min(numbers)
 
@@ -354,7 +355,7 @@ def _svg(chart: Chart) -> str:
 
 
 def markdown(sections: Sequence[Section], about: Mapping[str, Any], command: str) -> str:
-    """Return the report as Markdown, for readers of the repository; charts are on the web page only."""
+    """Return the report as Markdown, for readers of the repository; charts become tables."""
     lines = ["# Limner: evaluation", "", INTRODUCTION, ""]
     lines += ["| what was measured | |", "|---|---|"]
     lines += [f"| {name} | {_plain_cell(str(value))} |" for name, value in about.items()]
@@ -379,7 +380,13 @@ def _markdown_block(block: Any) -> list[str]:
     if isinstance(block, Picture):
         return [f"![{block.caption}]({block.name}.jpg)", "", f"*{block.caption}*", ""]
     if isinstance(block, Chart):
-        return []
+        xs = sorted({x for line in block.lines.values() for x, _ in line})
+        lines = [f"### {block.title}", "", f"| {block.x_label} | " + " | ".join(f"{x:g}" for x in xs) + " |"]
+        lines.append("|---" + "|--:" * len(xs) + "|")
+        for name, line in block.lines.items():
+            at = dict(line)
+            lines.append(f"| {name} | " + " | ".join(f"{at[x]:.3f}" if x in at else "" for x in xs) + " |")
+        return [*lines, "", f"*{block.y_label}. {block.caption}*", ""]
     if isinstance(block, Checks):
         rows = [
             f"| {_plain_cell(claim)} | {'yes' if holds else '**no**'} | {_plain_cell(figures)} |"

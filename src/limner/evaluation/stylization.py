@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner import losses, media, zoo
-from limner.errors import LimnerError, OptionError
-from limner.evaluation.data import Portraits, Track, crop_photo, pairwise_identity, untracked
-from limner.evaluation.inversion import recognised
+from limner import media
+from limner.errors import OptionError
+from limner.evaluation.data import Portraits, Track, crop_photo, untracked
+from limner.evaluation.inversion import Method, encoder_stamp
 from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.report import Chart, Checks, Picture, Row, Section, Table
+from limner.evaluation.scale import Contender, Scale, find_contenders
 from limner.evaluation.store import Part, Store, stamp
 from limner.faces import whole_picture
 from limner.inversion import Inversion
@@ -27,32 +28,11 @@ from limner.nn import deltas
 from limner.options import to_mapping
 from limner.pipeline import Models, StylizeOptions
 from limner.pipeline.photos import embed_faces, stylize
-from limner.stylization import load_style
-from limner.stylization.style import Style
 
 FIGURES = ("to_truth", "gram_truth", "identity_kept", "recognised", "right_style", "apart", "seconds")
 SHOWN, CELL_PX = 6, 96
 BATCH = 10
 PHOTO = "photo"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contender:
-    """A style under test.
-
-    Attributes:
-        name: its name.
-        style: the style.
-        reference: the picture that it was learned from (the first), uint8 (R, R, 3).
-        truth: true renders of the scenes in this look, (N, 3, R, R); None where there are none.
-        digest: of its file.
-    """
-
-    name: str
-    style: Style
-    reference: np.ndarray
-    truth: Tensor | None
-    digest: str
 
 
 def evaluate_stylization(
@@ -70,6 +50,10 @@ def evaluate_stylization(
     """
     options = options.scaled()
     how = dataclasses.replace(how or StylizeOptions(), aligned=True, seed=options.seed)
+    if options.inverter:
+        how = dataclasses.replace(how, inverter=options.inverter)
+    if options.quick:
+        how = dataclasses.replace(how, invert_steps=min(how.invert_steps, options.steps))
     pairs, resolution = options.find("pairs"), models.generator.resolution
     scenes = Portraits(pairs / PHOTO, options.held_out_pairs, most=options.scenes)
     photos = scenes.pixels(resolution)
@@ -84,81 +68,72 @@ def evaluate_stylization(
         "model": deltas.digest(models.generator),
         "trunk": models.trunk_name,
         "trunk_weights": deltas.digest(models.trunk),
-        "how": {name: value for name, value in to_mapping(how).items() if name in _THAT_EMBEDS},
+        "how": {name: value for name, value in to_mapping(how).items() if name not in _THAT_PAINT},
+        "encoder": encoder_stamp(Method(how.inverter, how.inverter), models),
     }
-    embedded = []
-    for pixels in track(photos, "embedding"):
-        inputs = base | {"image": stamp(pixels)}
-        embedded.append(store.part("embedded", inputs, lambda pixels=pixels: _embed(pixels, how, models)))
-    scale = _Scale(models, photos, contenders)
-    outputs: dict[str, dict[float, Tensor]] = {}
-    seconds: dict[str, float] = {}
+    work = _Work(models, how, store, base, track)
+    embedded = [work.embed(pixels) for pixels in track(photos, "embedding")]
     strengths = sorted({*options.strengths, how.strength})
-    for contender in contenders:
-        outputs[contender.name] = {}
-        for strength in strengths:
-            with_strength = dataclasses.replace(how, strength=strength)
-            inputs = base | {"how": to_mapping(with_strength), "style": contender.digest}
-            inputs["images"] = stamp(*photos)
-            part = store.part(
-                f"styled-{contender.name}",
-                inputs,
-                lambda c=contender, h=with_strength: _restyle(c, h, photos, embedded, models, track),
-            )
-            outputs[contender.name][strength] = part.tensors["styled"].float() / 127.5 - 1
-            if strength == how.strength:
-                seconds[contender.name] = part.values["seconds"]
+    outputs, seconds = work.restyle_all(contenders, photos, embedded, strengths)
+    whole = torch.cat([_image(part.tensors["image"]) for part in embedded])
+    scale = Scale(models, photos, contenders)
     embedding_s = sum(part.values["seconds"] for part in embedded) / len(embedded)
-    whole = torch.cat([part.tensors["image"].float() / 127.5 - 1 for part in embedded])
-    per_style = []
-    for contender in contenders:
-        values = scale.figures(outputs[contender.name][how.strength], contender)
-        values["seconds"] = embedding_s + seconds[contender.name]
-        per_style.append(Row(contender.name, values))
-    per_style += [Row(name, {}, "skipped", why) for name, why in skipped.items()]
-    summary, pasted = _summary(scale, outputs, whole, how.strength)
     curves = {
-        contender.name: [(0.0, scale.figures(whole, contender))]
-        + [
-            (strength, scale.figures(outputs[contender.name][strength], contender))
-            for strength in strengths
-            if strength
-        ]
-        for contender in contenders
+        one.name: {0.0: scale.figures(whole, one)}
+        | {strength: scale.figures(image, one) for strength, image in outputs[one.name].items() if strength}
+        for one in contenders
     }
+    per_style = [
+        Row(one.name, curves[one.name][how.strength] | {"seconds": embedding_s + seconds[one.name]})
+        for one in contenders
+    ]
+    summary = _summary(scale, outputs, whole, how.strength)
+    values = {row.name: dict(row.values) for row in summary}
+    unmeasured = [Row(name, {}, "skipped", why) for name, why in skipped.items()]
     blocks: list[Any] = [
-        Table("All styles together", FIGURES[:-1], summary, note=_CHEATS),
-        Table(f"Every style, strength {how.strength:g}", FIGURES, per_style),
-        Checks("Goals", _goals({row.name: row.values for row in summary}, pasted)),
+        Table("All styles together", FIGURES[:-1], summary, note=_CHEATS, rivals=False),
+        Table(f"Every style, strength {how.strength:g}", FIGURES, [*per_style, *unmeasured], rivals=False),
+        Checks("Goals", _goals(values)),
         *_charts(curves),
         Picture("styles", _sheet(photos, outputs, contenders, how.strength), _CAPTION),
-        Picture(
-            "strengths",
-            _strength_sheet(photos, whole, outputs, strengths),
-            "One scene: as a photo, as embedded (strength 0), and at growing strength.",
-        ),
+        Picture("strengths", _strength_sheet(photos, whole, outputs, strengths), _STRENGTH_CAPTION),
+        *work.photo_sheet(options.photos, contenders),
     ]
-    for photo_sheet in _photo_sheet(options.photos, contenders, how, models, store, base, track):
-        blocks.append(photo_sheet)
-    text = (
-        f"The first {len(photos)} held-out scenes, each rendered as a photo and in every look. The photo is embedded "
-        f"({how.inverter}, {how.invert_steps} steps), restyled at strength {how.strength:g} and compared with the true "
-        "render of the same scene. Not every style's drawing keeps the photo's geometry: toon exaggerates it on purpose."
+    text = _TEXT.format(
+        count=len(photos), inverter=how.inverter, steps=how.invert_steps, strength=f"{how.strength:g}"
     )
     data = {
         "scenes": len(photos),
         "how": to_mapping(how),
-        "summary": {row.name: dict(row.values) for row in summary},
-        "styles": {row.name: dict(row.values) for row in per_style if row.kind == "result"},
+        "summary": values,
+        "styles": {row.name: dict(row.values) for row in per_style},
         "strengths": {
-            name: {f"{strength:g}": values for strength, values in curve} for name, curve in curves.items()
+            name: {f"{at:g}": found for at, found in curve.items()} for name, curve in curves.items()
         },
         "skipped": skipped,
     }
     return Section("stylization", "Stylisation", text, blocks, data)
 
 
-_THAT_EMBEDS = ("inverter", "invert_steps", "tune_steps", "closeness", "seed")
+_TEXT = (
+    "The first {count} held-out scenes, each rendered as a photo and in every look. The photo is embedded ({inverter}; "
+    "{steps} steps, if it searches), restyled at strength {strength} and compared with the true render of the same scene. "
+    "Not every look keeps the photo's geometry: toon exaggerates it on purpose."
+)
+_STRENGTH_CAPTION = "One scene: as a photo, as embedded (strength 0), and at growing strength."
+_THAT_PAINT = (
+    "strength",
+    "layers",
+    "pull",
+    "keep_color",
+    "blend",
+    "size",
+    "mask",
+    "feather",
+    "color_match",
+    "crop",
+)
+"""Options that change nothing of how a face is embedded."""
 _CAPTION = "Every row a scene: the photo, then per style the result and, right of it, the true render (if there is one)."
 _CHEATS = (
     "A method that leaves the photo alone keeps the person and fails on style; one that pastes its reference has the "
@@ -166,167 +141,119 @@ _CHEATS = (
 )
 
 
-def find_contenders(
-    models: Models, options: EvaluationOptions, scenes: Portraits, pairs: Path
-) -> tuple[list[Contender], dict[str, str]]:
-    """Return the styles that can be compared, and why others cannot."""
-    found, skipped = [], {}
-    resolution = models.generator.resolution
-    for name in options.styles or zoo.names("style"):
-        try:
-            file = zoo.resolve(name)
-            style = load_style(file)
-            style.check_base(models.generator)
-            reference = _reference(file, style)
-        except LimnerError as error:
-            skipped[Path(name).stem] = " ".join(str(error).split())
-            continue
-        look, truth = pairs / Path(name).stem, None
-        if look.is_dir():
-            same = Portraits(look)
-            stems = {Path(one).stem: one for one in same.names}
-            missing = [one for one in scenes.names if Path(one).stem not in stems]
-            if not missing:
-                same.names = [stems[Path(one).stem] for one in scenes.names]
-                truth = media.to_image(*same.pixels(resolution))
-        picture = media.resize_pixels(reference, resolution)
-        found.append(Contender(Path(name).stem, style, picture, truth, zoo.file_digest(file)))
-    return found, skipped
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Work:
+    """Embedding and restyling, kept in the store.
+
+    Attributes:
+        models, how, store, track: as `evaluate_stylization`.
+        base: what every part depends on.
+    """
+
+    models: Models
+    how: StylizeOptions
+    store: Store
+    base: dict[str, Any]
+    track: Track
+
+    def embed(self, pixels: np.ndarray) -> Part:
+        """Return an aligned face's codes, noise, change of the generator, and what it paints of them."""
+
+        def make() -> Part:
+            begun = time.perf_counter()
+            _, found = embed_faces(pixels, self.how, models=self.models)[0]
+            tensors = {f"latent.{i}": value for i, value in enumerate(found.latent.parts)}
+            tensors |= {f"noise.{i}": value for i, value in enumerate(found.noise or [])}
+            tensors |= {f"delta.{name}": value for name, value in (found.delta or {}).items()}
+            tensors["image"] = found.image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+            return Part({"space": found.latent.space, "seconds": time.perf_counter() - begun}, tensors)
+
+        return self.store.part("embedded", self.base | {"image": stamp(pixels)}, make)
+
+    def restyle_all(
+        self,
+        contenders: Sequence[Contender],
+        photos: Sequence[np.ndarray],
+        embedded: Sequence[Part],
+        strengths: Sequence[float],
+    ) -> tuple[dict[str, dict[float, Tensor]], dict[str, float]]:
+        """Return style -> strength -> results, (N, 3, R, R), and style -> seconds per face at the usual strength."""
+        outputs: dict[str, dict[float, Tensor]] = {one.name: {} for one in contenders}
+        seconds = {}
+        for one in contenders:
+            for strength in strengths:
+                how = dataclasses.replace(self.how, strength=strength, crop=True)
+                inputs = self.base | {"how": to_mapping(how), "style": one.digest, "images": stamp(*photos)}
+
+                def make(one: Contender = one, how: StylizeOptions = how) -> Part:
+                    pairs = list(zip(photos, embedded, strict=True))
+                    begun = time.perf_counter()
+                    steps = self.track(pairs, f"{one.name}, strength {how.strength:g}")
+                    styled = [self.restyle(one, how, *pair) for pair in steps]
+                    return Part(
+                        {"seconds": (time.perf_counter() - begun) / len(photos)},
+                        {"styled": torch.stack(styled)},
+                    )
+
+                part = self.store.part(f"styled-{one.name}", inputs, make)
+                outputs[one.name][strength] = _image(part.tensors["styled"])
+                if strength == self.how.strength:
+                    seconds[one.name] = part.values["seconds"]
+        return outputs, seconds
+
+    def restyle(self, one: Contender, how: StylizeOptions, pixels: np.ndarray, part: Part) -> Tensor:
+        """Return an embedded face in a style, uint8 (3, R, R)."""
+        target = media.to_image(pixels).to(self.models.device)
+        face = (whole_picture(pixels, self.models.generator.resolution), _inversion(part, target))
+        result = stylize(pixels, one.style, how, models=self.models, embedded=[face])
+        return torch.from_numpy(result.faces[0].styled).permute(2, 0, 1)
+
+    def photo_sheet(self, photos: Sequence[Path], contenders: Sequence[Contender]) -> list[Picture]:
+        """Return a sheet of real photos in every style; there is no truth to compare them with."""
+        rows = []
+        how = dataclasses.replace(self.how, crop=True)
+        for photo in photos:
+            pixels = crop_photo(photo, self.models.generator.resolution, self.models.detector)
+            part = self.embed(pixels)
+            styled = torch.stack([self.restyle(one, how, pixels, part) for one in contenders])
+            rows.append([pixels, *media.to_pixels(_image(torch.cat([part.tensors["image"], styled])))])
+        if not rows:
+            return []
+        labels = [PHOTO, "embedded", *(one.name for one in contenders)]
+        sheet = media.make_sheet(rows, column_labels=labels, cell_px=CELL_PX + 32)
+        return [Picture("photos", sheet, "Real photos: as they are, as embedded, and in every style.")]
 
 
-def _reference(file: Path, style: Style) -> np.ndarray:
-    """Return the picture a style was learned from: of the bundled ones, else the small one inside the file."""
-    for folder in (zoo.BUNDLED_DIR / "style_pictures", file.parent):
-        picture = folder / f"{file.stem}.jpg"
-        if picture.is_file():
-            return media.read(picture).pixels
-    if style.thumbnail is None:
-        raise OptionError("its file holds no picture of the style")
-    return style.thumbnail.numpy()
+def _image(values: Tensor) -> Tensor:
+    """Uint8 (B, 3, H, W) -> image, [-1, 1]."""
+    return values.float() / 127.5 - 1
 
 
-def _embed(pixels: np.ndarray, how: StylizeOptions, models: Models) -> Part:
-    """Embed an aligned face; the codes, noise and change of the generator become tensors of the part."""
-    begun = time.perf_counter()
-    _, found = embed_faces(pixels, how, models=models)[0]
-    tensors = {f"latent.{i}": value for i, value in enumerate(found.latent.parts)}
-    tensors |= {f"noise.{i}": value for i, value in enumerate(found.noise or [])}
-    tensors |= {f"delta.{name}": value for name, value in (found.delta or {}).items()}
-    tensors["image"] = found.image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return Part({"space": found.latent.space, "seconds": time.perf_counter() - begun}, tensors)
-
-
-def _inversion(part: Part, target: Tensor, models: Models) -> Inversion:
-    """Return what `_embed` kept."""
+def _inversion(part: Part, target: Tensor) -> Inversion:
+    """Return what `_Work.embed` kept, on the target's device."""
 
     def named(prefix: str) -> dict[str, Tensor]:
         return {
-            name.removeprefix(prefix): value.to(models.device)
+            name.removeprefix(prefix): value.to(target.device)
             for name, value in part.tensors.items()
             if name.startswith(prefix)
         }
 
-    codes = [value for _, value in sorted(named("latent.").items(), key=lambda item: int(item[0]))]
-    noise = [value for _, value in sorted(named("noise.").items(), key=lambda item: int(item[0]))]
-    image = part.tensors["image"].float().to(models.device) / 127.5 - 1
-    space = part.values["space"]
-    report = measure(
-        image, target, method=space, perceptual=None, identity=None, steps=[0], seconds=part.values["seconds"]
+    codes, noise = (
+        [value for _, value in sorted(named(prefix).items(), key=lambda item: int(item[0]))]
+        for prefix in ("latent.", "noise.")
     )
+    image = _image(part.tensors["image"].to(target.device))
+    space, seconds = part.values["space"], part.values["seconds"]
+    report = measure(image, target, method=space, perceptual=None, identity=None, steps=[0], seconds=seconds)
     latent = Latent(space, tuple(codes) if space == "s" else codes[0])
     return Inversion(latent, noise or None, image, named("delta.") or None, report)
 
 
-def _restyle(
-    contender: Contender,
-    how: StylizeOptions,
-    photos: Sequence[np.ndarray],
-    embedded: Sequence[Part],
-    models: Models,
-    track: Track,
-) -> Part:
-    """Put a style on all scenes: pictures (N, 3, R, R) and seconds per face, without the embedding."""
-    styled, begun = [], time.perf_counter()
-    for pixels, part in track(
-        list(zip(photos, embedded, strict=True)), f"{contender.name}, strength {how.strength:g}"
-    ):
-        target = media.to_image(pixels).to(models.device)
-        face = (whole_picture(pixels, models.generator.resolution), _inversion(part, target, models))
-        result = stylize(
-            pixels, contender.style, dataclasses.replace(how, crop=True), models=models, embedded=[face]
-        )
-        styled.append(torch.from_numpy(result.faces[0].styled).permute(2, 0, 1))
-    return Part({"seconds": (time.perf_counter() - begun) / len(photos)}, {"styled": torch.stack(styled)})
-
-
-class _Scale:
-    """What results are measured against: the photos, the references, the true renders; features are taken once."""
-
-    def __init__(self, models: Models, photos: Sequence[np.ndarray], contenders: Sequence[Contender]):
-        self.models, self.contenders = models, list(contenders)
-        self.photos = media.to_image(*photos)
-        self.persons = self._persons(self.photos)
-        self.apart = pairwise_identity(self.persons)
-        references = media.to_image(*(one.reference for one in contenders))
-        self.references = [self._grams(one[None]) for one in references]
-        self.truths = {one.name: self._grams(one.truth) for one in contenders if one.truth is not None}
-
-    @torch.no_grad()
-    def _persons(self, images: Tensor) -> Tensor:
-        device = self.models.device
-        return torch.cat([self.models.embedder(part.to(device)).cpu() for part in images.split(BATCH)])
-
-    @torch.no_grad()
-    def _grams(self, images: Tensor) -> list[Tensor]:
-        parts = [grams(self.models.trunk, part.to(self.models.device)) for part in images.split(BATCH)]
-        return [torch.cat(level).cpu() for level in zip(*parts, strict=True)]
-
-    @torch.no_grad()
-    def figures(self, images: Tensor, contender: Contender) -> dict[str, float]:
-        """Return the figures of results that should have a style, (N, 3, R, R) in the order of the scenes."""
-        persons, textures = self._persons(images), self._grams(images)
-        kept = (persons - self.persons).square().sum(1)
-        to_references = torch.stack([gram_difference(textures, one) for one in self.references])
-        right = to_references.argmin(0) == self.contenders.index(contender)
-        values = {
-            "identity_kept": float(kept.mean()),
-            "recognised": float(recognised(persons, self.persons).mean()),
-            "right_style": float(right.float().mean()),
-            "apart": pairwise_identity(persons) / max(self.apart, 1e-12),
-        }
-        if contender.truth is not None:
-            far = []
-            for a, b in zip(images.split(BATCH), contender.truth.split(BATCH), strict=True):
-                device = self.models.device
-                far.append(self.models.make_distance()(a.to(device), b.to(device)).cpu())
-            values["to_truth"] = float(torch.cat(far).mean())
-            values["gram_truth"] = float(gram_difference(textures, self.truths[contender.name]).mean())
-        return values
-
-
-def grams(trunk: Any, image: Tensor) -> list[Tensor]:
-    """Return the Gram matrices of a trunk's maps, one (B, C, C) per map."""
-    trunk = getattr(trunk, "trunk", trunk)  # LPIPS stands on one
-    return [losses.gram_matrix(level) for level in trunk(image)]
-
-
-def gram_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Return the mean over maps of squared differences of Gram matrices, divided by the product of their norms, (B,).
-
-    Differs: `limner.losses.gram_distance` divides by one side's norm, as a loss may; of several references it would
-    prefer the one with the largest.
-    """
-    levels = []
-    for x, y in zip(a, b, strict=True):
-        norms = x.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
-        levels.append((x - y).square().sum((1, 2)) / norms.clamp_min(1e-12))
-    return torch.stack(levels).mean(0)
-
-
 def _summary(
-    scale: _Scale, outputs: Mapping[str, Mapping[float, Tensor]], whole: Tensor, strength: float
-) -> tuple[list[Row], dict[str, float]]:
-    """Return means over styles of results, floor and cheats, and the figures of the pasted reference."""
+    scale: Scale, outputs: Mapping[str, Mapping[float, Tensor]], whole: Tensor, strength: float
+) -> list[Row]:
+    """Return means over styles of results, floor and cheats."""
 
     def mean(images_of: Any, which: Sequence[Contender]) -> dict[str, float]:
         found = [scale.figures(images_of(one), one) for one in which]
@@ -348,17 +275,15 @@ def _summary(
         )
     rows.append(Row("photo left alone", mean(lambda one: photos, everyone), "ceiling"))
     rows.append(Row("reference pasted", pasted, "ceiling"))
-    return rows, pasted
+    return rows
 
 
 def _passes(values: Mapping[str, float]) -> bool:
     return values["right_style"] >= 0.9 and values["apart"] >= 0.6
 
 
-def _goals(
-    rows: Mapping[str, Mapping[str, float]], pasted: Mapping[str, float]
-) -> list[tuple[str, bool, str]]:
-    ours, alone = rows["restyled"], rows["photo left alone"]
+def _goals(rows: Mapping[str, Mapping[str, float]]) -> list[tuple[str, bool, str]]:
+    ours, alone, pasted = (rows[name] for name in ("restyled", "photo left alone", "reference pasted"))
 
     def both(values: Mapping[str, float]) -> str:
         return f"right style {100 * values['right_style']:.0f} %, apart {100 * values['apart']:.0f} %"
@@ -384,7 +309,7 @@ def _goals(
     return goals
 
 
-def _charts(curves: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -> list[Chart]:
+def _charts(curves: Mapping[str, Mapping[float, Mapping[str, float]]]) -> list[Chart]:
     charts = []
     titles = {
         "to_truth": ("Strength against distance to the true render", "distance to the true render"),
@@ -392,7 +317,7 @@ def _charts(curves: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -
     }
     for figure, (title, label) in titles.items():
         lines = {
-            name: [(strength, values[figure]) for strength, values in curve if figure in values]
+            name: [(strength, values[figure]) for strength, values in curve.items() if figure in values]
             for name, curve in curves.items()
         }
         lines = {name: line for name, line in lines.items() if line}
@@ -434,31 +359,3 @@ def _strength_sheet(
     ]
     labels = [PHOTO, "0", *(f"{strength:g}" for strength in strengths)]
     return media.make_sheet(rows, list(outputs), labels, cell_px=CELL_PX)
-
-
-def _photo_sheet(
-    photos: Sequence[Path],
-    contenders: Sequence[Contender],
-    how: StylizeOptions,
-    models: Models,
-    store: Store,
-    base: dict[str, Any],
-    track: Track,
-) -> list[Picture]:
-    """Return a sheet of real photos in every style; there is no truth to compare them with."""
-    rows = []
-    for photo in photos:
-        pixels = crop_photo(photo, models.generator.resolution, models.detector)
-        part = store.part(
-            "embedded", base | {"image": stamp(pixels)}, lambda pixels=pixels: _embed(pixels, how, models)
-        )
-        row = [pixels, *media.to_pixels(part.tensors["image"].float() / 127.5 - 1)]
-        for one in contenders:
-            made = _restyle(one, how, [pixels], [part], models, untracked)
-            row += media.to_pixels(made.tensors["styled"].float() / 127.5 - 1)
-        rows.append(row)
-    if not rows:
-        return []
-    labels = [PHOTO, "embedded", *(one.name for one in contenders)]
-    sheet = media.make_sheet(rows, column_labels=labels, cell_px=CELL_PX + 32)
-    return [Picture("photos", sheet, "Real photos: as they are, as embedded, and in every style.")]

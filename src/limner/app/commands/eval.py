@@ -35,6 +35,8 @@ class Options(EvaluationOptions, TrunkOptions):
     """generation, inversion, stylization or all"""
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
+    encoder: str = ""
+    """encoder of that generator, name or file; by default the one that belongs to it, if there is one"""
     out: Path = Path("evaluation")
     """folder for report.html, report.md, report.json and their pictures"""
     cache: Path | None = None
@@ -56,7 +58,8 @@ def run(options: Options, console: Console) -> int:
     from limner.evaluation import Store, write_report
     from limner.pipeline import load_models
 
-    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    named: dict[str, Any] = {"encoder": options.encoder} if options.encoder else {}
+    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings), **named)
     store = Store(None if options.fresh else options.cache or zoo.cache_dir() / "evaluation")
     sections, seconds = [], {}
     for name in chosen:

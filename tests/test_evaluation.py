@@ -1,0 +1,486 @@
+"""Evaluation: figures at their floor and ceiling, parts that are kept, a page that can be read."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import RESOLUTION, make_generator
+from PIL import Image
+
+from limner import media
+from limner.app import cli
+from limner.app.commands import eval as command
+from limner.errors import OptionError
+from limner.evaluation import EvaluationOptions, Portraits, Section, Store, describe, write_report
+from limner.evaluation.data import Eyes, attributes, colour_spread, earth_movers, pairwise_identity
+from limner.evaluation.figures import FIGURES
+from limner.evaluation.generation import (
+    evaluate_generation,
+    nearest,
+    nearest_pixels,
+    paint_seeds,
+    set_figures,
+)
+from limner.evaluation.inversion import _check_order, evaluate_inversion, parse_method, recognised
+from limner.evaluation.report import Chart, Checks, Picture, Row, Table, markdown, page
+from limner.evaluation.scale import Contender, Scale, gram_difference, grams
+from limner.evaluation.store import Part, stamp
+from limner.evaluation.stylization import evaluate_stylization
+from limner.faces import Face
+from limner.latent import Latent, render
+from limner.nn import deltas
+from limner.pipeline import Models, StylizeOptions
+from limner.stylization import save_style
+from limner.stylization.style import Style
+
+
+class TinyTrunk(torch.nn.Module):
+    """Two real feature maps of random, fixed convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = torch.nn.Conv2d(3, 6, 3, stride=4, padding=1)
+        self.second = torch.nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.requires_grad_(False)
+
+    def forward(self, image):
+        x = torch.nn.functional.leaky_relu(self.first(image))
+        return [x, self.second(x)]
+
+
+class TinyEmbedder(torch.nn.Module):
+    """A linear embedding of a 4 px copy."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.linear = torch.nn.Linear(48, 12).requires_grad_(False)
+
+    def forward(self, image):
+        return self.linear(torch.nn.functional.adaptive_avg_pool2d(image, 4).flatten(1))
+
+
+def find_bright(pixels: np.ndarray) -> list[Face]:
+    """A detector that finds its landmarks in pictures that are not black, moved by their brightness."""
+    brightness = float(pixels.mean())
+    if brightness < 5:
+        return []
+    points = np.array(
+        [[90, 120], [160, 120], [125 + brightness / 9, 160], [100, 190], [150, 190]], np.float32
+    )
+    return [Face(np.array([60, 60, 200, 220], np.float32), 0.9, points)]
+
+
+@pytest.fixture
+def eyes() -> Eyes:
+    return Eyes(TinyTrunk(), TinyEmbedder(), find_bright)
+
+
+@pytest.fixture
+def models(generator) -> Models:
+    models = Models(
+        generator=generator, trunk=TinyTrunk(), detector=find_bright, base="tiny", trunk_name="tiny"
+    )
+    models.__dict__["embedder"] = TinyEmbedder()  # where `cached_property` keeps it
+    return models
+
+
+def write_heads(folder, generator, seeds, first=0):
+    """Write random heads as numbered pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(media.to_pixels(paint_seeds(generator, seeds)), first):
+        Image.fromarray(pixels).save(folder / f"{number:06d}.png")
+    return folder
+
+
+def options_for(heads, **changes) -> EvaluationOptions:
+    given = {"heads": heads, "trained_on": "0-39", "held_out": "40-79", "samples": 40, "found_in": 20}
+    return EvaluationOptions(**{**given, **changes})
+
+
+# Parts
+
+
+def test_parts_are_made_once_and_again_when_an_input_changes(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def make():
+        calls.append(1)
+        return Part({"a": 1.5}, {"x": torch.arange(6).view(2, 3)})
+
+    for digest in ("one", "one", "two", "one"):
+        part = store.part("thing", {"model": digest}, make)
+        assert part.values == {"a": 1.5}
+        assert torch.equal(part.tensors["x"], torch.arange(6).view(2, 3))
+    assert len(calls) == 2
+    assert (store.made, store.found) == (2, 2)
+
+
+def test_a_damaged_part_is_made_again(tmp_path):
+    store = Store(tmp_path)
+    store.part("thing", {}, lambda: Part({"a": 1}))
+    file = store.file("thing", {})
+    file.write_bytes(file.read_bytes()[:10])
+    assert store.part("thing", {}, lambda: Part({"a": 2})).values == {"a": 2}
+    assert Store(tmp_path).part("thing", {}, lambda: Part({"a": 3})).values == {"a": 2}
+
+
+def test_stamp_tells_pictures_apart():
+    a = np.zeros((2, 3, 3), np.uint8)
+    assert stamp(a) == stamp(a.copy())
+    assert len({stamp(a), stamp(a + 1), stamp(a.reshape(3, 2, 3)), stamp(a.astype(np.int16))}) == 4
+
+
+# Sets
+
+
+def test_spreads_are_those_of_formulas():
+    values = torch.tensor([[0.0, 0], [3, 4], [0, 0]])
+    assert pairwise_identity(values) == pytest.approx((25 + 0 + 25) / 3)
+    assert earth_movers(torch.tensor([0.0, 1, 2]), torch.tensor([5.0, 6, 7])) == pytest.approx(5)
+    small = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    assert colour_spread({"small": small}) == 0
+    small[:2] = 255
+    assert colour_spread({"small": small}) == pytest.approx(0.5)
+
+
+def test_describe_takes_every_picture_and_the_first_faces(eyes):
+    images = torch.rand(7, 3, 32, 32) * 2 - 1
+    images[1] = -1
+    found = describe([images[:4], images[4:]], eyes, faces=5)
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "features": (7, 8),
+        "small": (7, 3, 32, 32),
+        "identity": (5, 12),
+        "landmarks": (5, 5, 2),
+    }
+    assert found["landmarks"].isnan().any(2).any(1).tolist() == [False, True, False, False, False]
+    assert torch.allclose(found["identity"][2], eyes.embedder(images[2:3])[0], atol=1e-6)
+    assert len(attributes(found)["turn"]) == 4
+    assert "identity" not in describe([images], eyes, faces=0)
+
+
+def test_nearest_finds_copies_and_mirror_images():
+    torch.manual_seed(2)
+    among = (torch.rand(9, 3, 8, 8) * 255).to(torch.uint8)
+    distance, index = nearest_pixels(torch.stack([among[3], among[7].flip(2)]), among)
+    assert index.tolist() == [3, 7]
+    assert distance.max() < 1e-3
+    far, at = nearest(torch.tensor([[0.0, 3.0]]), torch.tensor([[4.0, 0], [9, 9]]))
+    assert (far.item(), at.item()) == (5, 0)
+
+
+def test_real_pictures_score_at_the_floor_and_noise_at_the_ceiling(eyes):
+    torch.manual_seed(3)
+    centre = torch.nn.functional.interpolate(torch.randn(1, 3, 4, 4), 32, mode="bicubic")
+
+    def draw(count):
+        layout = torch.nn.functional.interpolate(torch.randn(count, 3, 4, 4), 32, mode="bicubic")
+        return (0.6 * centre + 0.3 * layout).clamp(-1, 1)
+
+    real, again = (describe([draw(100)], eyes, faces=20) for _ in range(2))
+    noise = describe([torch.rand(100, 3, 32, 32) * 2 - 1], eyes, faces=20)
+    one = {name: value[:1].expand_as(value).clone() for name, value in real.items()}
+    floor, bad, collapsed = (
+        set_figures(found, real, torch.Generator().manual_seed(0)) for found in (again, noise, one)
+    )
+    assert floor["frechet"] < 0.1 * bad["frechet"]
+    assert abs(floor["kernel"]) < 0.1 * bad["kernel"]
+    assert floor["recall"] > 0.6 > bad["recall"]
+    assert floor["precision"] > 0.6 > bad["precision"]
+    assert collapsed["recall"] < 0.1
+    assert collapsed["identity_spread"] == pytest.approx(0, abs=1e-6)
+    assert floor["identity_spread"] > 0.01
+
+
+def test_generation_calls_a_memoriser_one(tmp_path, generator, eyes):
+    """The generator paints exactly the training pictures (seeds 0-39): a perfect memory, and the report says so."""
+    heads = write_heads(tmp_path / "heads", generator, range(40))
+    write_heads(heads, generator, range(1000, 1040), first=40)
+    store = Store(tmp_path / "parts")
+    section = evaluate_generation(generator, eyes, options_for(heads), store)
+    sets, memory = section.data["sets"], section.data["memorising"]
+    assert sets["generator"]["frechet"] < 0.5 * sets["untrained generator"]["frechet"]
+    assert sets["generator"]["face_share"] == 1
+    assert memory["generator"]["too_near"] == 1
+    assert memory["copies of training pictures"]["near_features"] < 1e-3
+    assert memory["held-out pictures"]["too_near"] < 0.1
+    made = store.made
+    fresh = evaluate_generation(generator, eyes, options_for(heads, seed=2000), store)
+    assert fresh.data["memorising"]["generator"]["too_near"] < 0.3
+    assert store.found == 1, "the held-out pictures are known; the drawn ones and the seeds are not"
+    evaluate_generation(generator, eyes, options_for(heads, seed=2000), store)
+    assert (store.made, store.found) == (made + 3, 5)
+
+
+# Inversion
+
+
+def test_methods_are_read():
+    assert parse_method("w+").method == "w+"
+    assert parse_method("w+:500").steps == 500
+    found = parse_method("w-pivotal:20")
+    assert (found.start, found.method, found.steps, found.name) == ("w", "pivotal", 20, "w-pivotal:20")
+    for wrong in ("w++", "nonsense-w", "w-nonsense", "w+:", "-w", ""):
+        with pytest.raises(OptionError, match="expected \\[START-\\]METHOD"):
+            parse_method(wrong)
+
+
+def test_recognised_falls_when_pairs_are_shuffled():
+    inputs = torch.randn(20, 8)
+    assert recognised(inputs + 0.01, inputs).mean() == 1
+    assert recognised(inputs.roll(1, 0), inputs).mean() == 0
+
+
+def test_order_of_methods_is_judged():
+    values = {"w": {"psnr": 20.0, "seconds": 1.0}, "w+": {"psnr": 19.0, "seconds": 2.0}}
+    ((claim, holds, figures),) = _check_order(values)
+    assert (holds, "w+ comes closer" in claim, "19.000" in figures) == (False, True, True)
+    values["w+"]["psnr"] = 22.0
+    assert _check_order(values)[0][1]
+
+
+def test_inversion_stands_between_floor_and_ceiling(tmp_path, models):
+    heads = write_heads(tmp_path / "heads", models.generator, range(6))
+    options = options_for(heads, held_out="0-5", faces=4, steps=25, methods=("w+", "w:5", "psp"))
+    store = Store(tmp_path / "parts")
+    section = evaluate_inversion(models, options, store)
+    found = section.data["renders"]
+    assert found["another portrait"]["psnr"] < found["w:5"]["psnr"] < found["w+"]["psnr"]
+    assert found["w+"]["perceptual"] < found["another portrait"]["perceptual"]
+    assert found["the portrait itself"]["perceptual"] == pytest.approx(0, abs=1e-6)
+    assert found["the portrait itself"]["recognised"] == 1
+    assert found["another portrait"]["recognised"] == 0
+    assert "encoder" in section.data["skipped"]["psp"].lower()
+    made = store.made
+    assert evaluate_inversion(models, options, store).data["renders"]["w+"] == found["w+"]
+    assert store.made == made
+    other = Models(
+        **{f: getattr(models, f) for f in ("trunk", "detector", "trunk_name")}, generator=make_generator(3)
+    )
+    other.__dict__["embedder"] = models.embedder
+    assert evaluate_inversion(other, options, store).data["renders"]["w+"] != found["w+"]
+    assert store.made == 2 * made, "another generator: everything is measured anew"
+
+
+# Stylisation
+
+
+def look(image: torch.Tensor, name: str) -> torch.Tensor:
+    """Two looks that any trunk tells apart: a photo turned to stripes, a photo turned dark and smooth."""
+    stripes = torch.ones(1, 1, 1, RESOLUTION)
+    stripes[..., ::2] = -1
+    if name == "stripes":
+        return (0.3 * image + 0.7 * stripes).clamp(-1, 1)
+    return (0.3 * image - 0.6).clamp(-1, 1)
+
+
+@pytest.fixture
+def pairs(tmp_path, generator):
+    folder = tmp_path / "pairs"
+    images = paint_seeds(generator, range(8))
+    for name in ("photo", "stripes", "dark"):
+        (folder / name).mkdir(parents=True)
+        painted = images if name == "photo" else look(images, name)
+        for number, pixels in enumerate(media.to_pixels(painted)):
+            Image.fromarray(pixels).save(folder / name / f"{number:06d}.png")
+    return folder
+
+
+def test_gram_difference_ignores_place_and_size_of_the_other():
+    image = torch.rand(2, 3, 32, 32)
+    here, mirrored = grams(lambda x: [x], image), grams(lambda x: [x], image.flip(3))
+    assert torch.allclose(gram_difference(here, mirrored), torch.zeros(2), atol=1e-9)
+    other = grams(lambda x: [x], torch.rand(2, 3, 32, 32) * 5)
+    assert torch.allclose(gram_difference(here, other), gram_difference(other, here))
+    assert gram_difference(here, other).min() > 0
+
+
+def test_cheats_fail_and_shuffled_pairs_score_worse(models, pairs):
+    photos = Portraits(pairs / "photo").pixels(RESOLUTION)
+    style = Style({}, deltas.digest(models.generator), "none", {})
+    contenders = [
+        Contender(
+            name,
+            style,
+            Portraits(pairs / name).pixels(RESOLUTION)[7],
+            media.to_image(*Portraits(pairs / name).pixels(RESOLUTION)[:6]),
+            "",
+        )
+        for name in ("stripes", "dark")
+    ]
+    scale = Scale(models, photos[:6], contenders)
+    alone_share = []
+    for one in contenders:
+        true, shuffled = scale.figures(one.truth, one), scale.figures(one.truth.roll(1, 0), one)
+        pasted = scale.figures(media.to_image(one.reference).expand_as(one.truth), one)
+        alone = scale.figures(media.to_image(*photos[:6]), one)
+        assert true["to_truth"] == pytest.approx(0, abs=1e-6)
+        assert shuffled["to_truth"] > 0
+        assert shuffled["identity_kept"] > true["identity_kept"]
+        assert shuffled["recognised"] < true["recognised"]
+        assert true["right_style"] == pasted["right_style"] == 1
+        assert pasted["apart"] == pytest.approx(0, abs=1e-6) and true["apart"] > 0
+        assert alone["identity_kept"] == pytest.approx(0, abs=1e-9) and alone["apart"] == pytest.approx(1)
+        alone_share.append(alone["right_style"])
+    assert sum(alone_share) == pytest.approx(1), "one style at most is nearest to a photo"
+
+
+def write_styles(folder, models):
+    """Save two styles: toRGB biases that brighten or darken everything."""
+    files = []
+    for name, amount in (("stripes", 0.4), ("dark", -0.6)):
+        delta = {
+            key: torch.full_like(value, amount)
+            for key, value in models.generator.state_dict().items()
+            if re.fullmatch(r"synthesis\.to_rgb\.\d+\.bias", key)
+        }
+        assert delta
+        thumbnail = torch.full((96, 96, 3), 220 if amount > 0 else 30, dtype=torch.uint8)
+        style = Style(delta, deltas.digest(models.generator), "test", {"steps": 1}, thumbnail=thumbnail)
+        file = folder / f"{name}.limner"
+        save_style(style, file, models.generator, samples=2)
+        files.append(str(file))
+    return files
+
+
+def test_stylization_measures_styles_and_knows_what_changed(tmp_path, models, pairs):
+    files = write_styles(tmp_path, models)
+    missing = str(tmp_path / "gone.limner")
+    options = EvaluationOptions(
+        pairs=pairs, held_out_pairs="0-2", styles=(*files, missing), strengths=(0.5, 1.0), scenes=3
+    )
+    how = StylizeOptions(invert_steps=4, pull=0.0, strength=1.0)
+    store = Store(tmp_path / "parts")
+    section = evaluate_stylization(models, options, store, how=how)
+    found = section.data["styles"]
+    assert set(found) == {"stripes", "dark"}
+    assert "gone" in section.data["skipped"]
+    assert found["dark"]["to_truth"] > 0
+    assert section.data["summary"]["the true render"]["to_truth"] == pytest.approx(0, abs=1e-6)
+    assert section.data["summary"]["photo left alone"]["apart"] == pytest.approx(1)
+    assert section.data["summary"]["reference pasted"]["apart"] == pytest.approx(0, abs=1e-6)
+    assert set(section.data["strengths"]["dark"]) == {"0", "0.5", "1"}
+    made = store.made
+    assert made == 3 + 2 * 2, "three faces, two styles at two strengths"
+    dark = Style(
+        {}, deltas.digest(models.generator), "test", {}, thumbnail=torch.zeros(96, 96, 3, dtype=torch.uint8)
+    )
+    save_style(dark, files[1], models.generator, samples=2)
+    evaluate_stylization(models, options, store, how=how)
+    assert store.made == made + 2, "only the changed style is measured anew"
+
+
+def test_kept_embeddings_paint_what_they_painted(tmp_path, models, pairs):
+    """A part read from disk gives the pixels that it gave when it was made, pivotal tuning included."""
+    files = write_styles(tmp_path, models)
+    options = EvaluationOptions(
+        pairs=pairs, held_out_pairs="0-1", styles=tuple(files), strengths=(1.0,), scenes=2
+    )
+    how = StylizeOptions(inverter="pivotal", invert_steps=3, tune_steps=2, strength=1.0)
+    results = []
+    for store in (Store(tmp_path / "a"), Store(tmp_path / "a"), Store(None)):
+        if store.folder:  # the styled parts go, the embeddings stay
+            for file in (tmp_path / "a").glob("styled-*"):
+                file.unlink()
+        results.append(evaluate_stylization(models, options, store, how=how).data["styles"])
+    for name in ("stripes", "dark"):
+        for figure in ("identity_kept", "to_truth"):
+            assert len({round(one[name][figure], 6) for one in results}) == 1
+
+
+# The report
+
+
+def sections() -> list[Section]:
+    rows = [
+        Row("real", {"frechet": 1.0, "recall": 0.9}, "floor"),
+        Row("ours <b>", {"frechet": 3.25, "recall": 0.5}),
+        Row("theirs", {"frechet": 9.0, "recall": float("nan")}),
+        Row("absent", {}, "skipped", "no weights | at all"),
+    ]
+    blocks = [
+        Table("Figures", ["frechet", "recall"], rows),
+        Checks("Goals", [("it is good", False, "3 times")]),
+        Chart("Curve", "strength", "distance", {"toon": [(0.0, 0.2), (1.0, 0.4)]}),
+        Picture("sheet", np.full((16, 24, 3), 99, np.uint8), "What it shows"),
+    ]
+    return [Section("generation", "Generation", "A text.", blocks, {"x": float("inf"), "y": 0.123456789})]
+
+
+def test_page_shows_tables_definitions_and_escapes():
+    text = page(sections(), {"model": "<tiny>"}, "limner eval")
+    assert "&lt;tiny&gt;" in text and "ours &lt;b&gt;" in text
+    assert "<b>3.2</b>" in text, "the best result is bold, the floor is not"
+    assert "<b>1.0</b>" not in text
+    assert "not measured: no weights" in text
+    assert FIGURES["recall"].meaning[:40] in text
+    assert text.count("<table") == text.count("</table>") == 2
+    assert 'src="sheet.jpg" width="24" height="16"' in text
+    assert re.search(r"<path d=\"M[\d.]+ [\d.]+L[\d.]+ [\d.]+\"", text)
+
+
+def test_markdown_has_a_row_of_equal_width_for_everything():
+    lines = markdown(sections(), {"model": "tiny"}, "limner eval").splitlines()
+    start = next(i for i, line in enumerate(lines) if "Fréchet" in line)
+    table = lines[start : start + 6]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert "**3.2**" in table[3]
+
+
+def test_report_is_written_with_pictures_and_plain_json(tmp_path):
+    files = write_report(tmp_path / "out", sections(), {"model": "tiny"}, command="limner eval")
+    assert sorted(file.name for file in files) == ["report.html", "report.json", "report.md", "sheet.jpg"]
+    told = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert told["sections"]["generation"] == {"x": None, "y": 0.123457}
+    assert Image.open(tmp_path / "out/sheet.jpg").size == (24, 16)
+
+
+def test_every_figure_shows_every_value():
+    for figure in FIGURES.values():
+        assert figure.meaning and figure.arrow
+        assert (figure.show(None), figure.show(float("nan")), figure.show(float("inf"))) == ("–", "–", "∞")
+        assert re.fullmatch(r"[\d.]+( %)?", figure.show(0.5))
+
+
+# The command
+
+
+def test_sections_are_named():
+    assert command.chosen_sections(("all",)) == ["generation", "inversion", "stylization"]
+    assert command.chosen_sections(("stylize", "generation")) == ["generation", "stylization"]
+    with pytest.raises(OptionError, match="expected one of generation"):
+        command.chosen_sections(("everything",))
+
+
+def test_quick_lowers_and_never_raises():
+    small = EvaluationOptions(quick=True, faces=2).scaled()
+    assert small.faces == 2
+    assert small.samples == 200
+    assert EvaluationOptions(faces=2).scaled().samples == 1000
+
+
+def test_command_line_can_be_run_again():
+    options = command.Options(quick=True, methods=("w", "w+:5"), sections=("inversion",), seed=3)
+    words = command.command_line(options).split()
+    assert words[:3] == ["limner", "eval", "inversion"]
+    assert cli.parse_options("eval", command.Options, words[2:]) == options
+
+
+def test_command_says_what_is_missing(tmp_path, capsys):
+    assert cli.main(["eval", "generation", "--out", str(tmp_path / "o")]) == 2
+    assert "--data DIR with heads-256/photo" in capsys.readouterr().err
+    assert cli.main(["eval", "stylize", "--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert "paired-256; name another place with --pairs" in capsys.readouterr().err
+
+
+def test_kept_latents_render_alike(generator):
+    """What `_inversion` relies on: a w+ code through safetensors is the same picture."""
+    code = Latent("w+", torch.randn(1, generator.num_rows, generator.w_dim))
+    again = Latent("w+", code.tensor.clone())
+    assert torch.equal(render(generator, code), render(generator, again))
