@@ -33,13 +33,19 @@ def test_encoder_gives_its_codes(generator, image):
     )
     codes = encoder.encode(generator, image, steps=2)[-1]
     painted = generator.synthesis(codes).clamp(-1, 1)
-    assert found.latent.space == "w+" and torch.equal(found.latent.tensor, codes)
-    assert torch.allclose(found.image, painted) and found.noise is None and found.delta is None
-    assert [fit.method for fit in found.report] == ["encoder"] * 2 and found.report[0].steps == 2
+    assert found.latent.space == "w+"
+    assert torch.equal(found.latent.tensor, codes)
+    assert torch.allclose(found.image, painted)
+    assert found.noise is None
+    assert found.delta is None
+    assert [fit.method for fit in found.report] == ["encoder"] * 2
+    assert found.report[0].steps == 2
     assert found.report[0].psnr == pytest.approx(
         float(-10 * torch.log10((painted[0] - image[0]).square().mean() / 4)), rel=1e-4
     )
-    assert len(seen) == 1 and seen[0][:2] == (2, 2) and seen[0][2] > 0
+    assert len(seen) == 1
+    assert seen[0][:2] == (2, 2)
+    assert seen[0][2] > 0
 
 
 def test_hybrid_starts_from_the_encoder(generator, image):
@@ -90,7 +96,8 @@ def test_pivots_from_the_encoder(generator, image, pivot):
         generator, image[:1], InversionOptions(method=pivot, **FEW), perceptual=None, encoder=encoder
     )
     assert torch.allclose(found.latent.tensor, start.latent.tensor)
-    assert found.delta and found.report[0].psnr > start.report[0].psnr
+    assert found.delta
+    assert found.report[0].psnr > start.report[0].psnr
     assert found.report[0].steps == start.report[0].steps + 5
 
 
@@ -132,7 +139,7 @@ def installed(generator, tmp_path):
     """A tiny generator and its compact encoder as files, the encoder also in the user's folder of models."""
     from limner import zoo
     from limner.checkpoints import Checkpoint, save
-    from limner.nn.compact import save_encoder
+    from limner.checkpoints.compact import save_encoder
 
     model = tmp_path / "tiny.safetensors"
     save(Checkpoint(generator=generator), model)
@@ -157,7 +164,9 @@ def test_zoo_and_models_find_the_encoder(generator, installed, image):
     loaded = zoo.load("tiny-encoder")
     assert torch.allclose(loaded.encode(generator, image)[-1], encoder.encode(generator, image)[-1])
     models = load_models(model)
-    assert models.encoder is None and models.compact is not None and models.encoder_for("psp") is None
+    assert models.encoder is None
+    assert models.compact is not None
+    assert models.encoder_for("psp") is None
     assert models.encoder_for("hybrid") is models.compact
     named = load_models(model, encoder=file)
     assert named.compact is named.encoder

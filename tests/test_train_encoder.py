@@ -107,7 +107,8 @@ def test_resume_gives_the_same_bits(folder, tmp_path, changes):
     assert second.fit()
     assert second.run.step == straight.run.step == 4
     a, b = flatten(straight.state()), flatten(second.state())
-    assert a.keys() == b.keys() and len(a) > 100
+    assert a.keys() == b.keys()
+    assert len(a) > 100
     for name, value in a.items():
         same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
         assert same, name
@@ -193,7 +194,9 @@ def test_style_metric_against_plain_loops(generator):
 def test_jitter_keeps_the_range_and_repeats():
     image = torch.rand(6, 3, 8, 8) * 2 - 1
     out = [jitter_colours(image, 1.0, torch.Generator().manual_seed(2)) for _ in range(2)]
-    assert torch.equal(*out) and out[0].abs().max() <= 1 and not torch.equal(out[0], image)
+    assert torch.equal(*out)
+    assert out[0].abs().max() <= 1
+    assert not torch.equal(out[0], image)
     assert torch.equal(jitter_colours(image, 0.0, torch.Generator()), image)
 
 
@@ -235,15 +238,14 @@ def test_exam_lies_between_floor_and_ceiling(folder, tmp_path):
     about = {"renders": 2, "perceptual": distance, "identity": distance, "steps": 2, "ceiling_steps": 20}
     exam = EncoderExam(generator, image, ["a", "b", "photo"], keep=tmp_path / "ceiling.npy", **about)
     figures = exam.measure(run.average, tmp_path / "sheet.png")
-    assert (
-        figures["psnr_floor"] < figures["psnr_ceiling"]
-        and figures["perceptual_ceiling"] < figures["perceptual_floor"]
-    )
+    assert figures["psnr_floor"] < figures["psnr_ceiling"]
+    assert figures["perceptual_ceiling"] < figures["perceptual_floor"]
     # Fresh, an encoder stands still at the mean.
     assert figures["psnr"] == pytest.approx(figures["psnr_floor"], abs=1e-4)
     assert {"psnr", "photo_psnr", "identity", "photo_identity_ceiling", "ssim"} <= set(figures)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 3 * 128 and sheet.height > 5 * 128  # picture, mean, two steps, search
+        assert sheet.width > 3 * 128
+        assert sheet.height > 5 * 128
     again = EncoderExam(generator, image, ["a", "b", "photo"], keep=tmp_path / "ceiling.npy", **about)
     assert again.limits == exam.limits
 
@@ -277,10 +279,38 @@ def test_log_and_figures(folder, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [record["kimg"] for record in records if "psnr" in record] == [0.008, 0.016, 0.016]
     assert sheets == ["000000.png", "000000.png", "000000.png"]
-    assert records[0]["img_per_s"] > 0 and "perceptual_2" in records[0] and "identity" in records[0]
+    assert records[0]["img_per_s"] > 0
+    assert "perceptual_2" in records[0]
+    assert "identity" in records[0]
 
 
 def test_recipe_loads():
     recipe = read_recipe("recipes/encoder-128.yaml")
     options = from_mapping(EncoderOptions, recipe)
-    assert options.base == "heads" and options.kimg > 0
+    assert options.base == "heads"
+    assert options.kimg > 0
+
+
+def test_command_trains_resumes_and_exports(folder, tmp_path, capsys):
+    from limner import checkpoints, zoo
+    from limner.app.cli import main
+    from limner.checkpoints.compact import load_encoder
+
+    generator = make_generator()
+    checkpoints.save(checkpoints.Checkpoint(generator=generator), tmp_path / "base.safetensors")
+    out = tmp_path / "run"
+    words = ["train", "encoder", "--base", tmp_path / "base.safetensors", "--data", folder, "--select", "0-7"]
+    words += ["--validate", "8-11", "--out", out, "--batch-size", "4", "--codes-kimg", "0", "--width", "8"]
+    words += ["--hidden", "16", "--rank", "4", "--ceiling-steps", "2", "--threads", "1"]
+    for kimg in ("0.004", "0.008"):
+        assert main([str(word) for word in [*words, "--kimg", kimg]]) == 0
+    printed = capsys.readouterr().out
+    assert "starting anew" in printed
+    assert "resuming at 0.0 kimg" in printed
+    encoder = load_encoder(out / "model.safetensors", trunk=zoo.load("lite0"))
+    assert encoder.base == {"name": "base", "digest": deltas.digest(generator)}
+    codes = encoder.encode(generator, torch.zeros(1, 3, 32, 32))[-1]
+    assert codes.shape == (1, 8, W_DIM)
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {"psnr", "psnr_floor", "psnr_ceiling", "identity", "identity_floor"} <= set(records[-1])
+    assert len(list((out / "sheets").glob("*.png"))) == 1

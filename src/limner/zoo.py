@@ -30,7 +30,7 @@ LOADERS = {
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
 }
-LOAD_ENCODER = "limner.nn.compact:load_encoder"  # on the trunk lite0
+LOAD_ENCODER = "limner.checkpoints.compact:load_encoder"  # on the trunk lite0
 LOAD_LPIPS = "limner.nn.lpips:load_lpips"
 # Name -> (the backbone as the loader calls it, the models whose files make it up); none of them can be bundled.
 COMPOSED = {

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from limner import checkpoints, losses, zoo
+from limner.checkpoints.compact import load_encoder, read_base
 from limner.errors import CheckpointError
 from limner.faces import Detector
 from limner.inversion import TrunkDistance
 from limner.inversion.options import ENCODED
 from limner.nn import deltas
-from limner.nn.compact import CompactEncoder, load_encoder, read_base
+from limner.nn.compact import CompactEncoder
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
 from limner.nn.hyperinverter import HyperInverter

@@ -270,12 +270,13 @@ class EncoderLessons:
 
     def start_views(self) -> list[Tensor]:
         """Return the views of the mean w's picture, which every first refinement sees."""
-        if self._start is None:
-            encoder = self.run.encoder
-            with torch.no_grad():
-                painted = self.run.generator.synthesis(encoder.start(1)).clamp(-1, 1)
-                self._start = encoder.look(resize(painted, encoder.core.input_px))[1]
-        return self._start
+        if self._start is not None:
+            return self._start
+        encoder = self.run.encoder
+        with torch.no_grad():
+            painted = self.run.generator.synthesis(encoder.start(1)).clamp(-1, 1)
+            self._start = views = encoder.look(resize(painted, encoder.core.input_px))[1]
+        return views
 
     def step(self, random: StepRandom) -> dict[str, float]:
         """Learn from one batch; return the figures for the log."""

@@ -160,7 +160,7 @@ def _fit(training: EncoderTraining, console: Console) -> bool:
 
 
 def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
-    from limner.nn.compact import save_encoder
+    from limner.checkpoints.compact import save_encoder
 
     provenance = {
         "command": "train encoder",
@@ -168,7 +168,7 @@ def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
         "images": run.images,
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
-    save_encoder(run.average, path, provenance=provenance)
+    save_encoder(run.average, path, provenance=provenance, half=False)
 
 
 def _plot(training: EncoderTraining, console: Console) -> None:
