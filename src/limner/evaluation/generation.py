@@ -27,7 +27,7 @@ from limner.evaluation.data import (
 from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.report import Checks, Picture, Row, Section, Table
 from limner.evaluation.store import Part, Store
-from limner.metrics import FEATURE_RESOLUTION, compare_sets
+from limner.metrics import compare_sets
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
 
@@ -78,7 +78,7 @@ def evaluate_generation(
     held_out = held_out.pick(range(samples))
     training = _some(Portraits(heads, options.trained_on), max(options.neighbours_in, samples), options.seed)
     faces = min(options.found_in, samples)
-    count = _Counting(eyes, store, track, faces)
+    count = _Counting(eyes, store, track, faces, generator.resolution)
     real, trained = (
         count.pictures("held-out pictures", held_out),
         count.pictures("training pictures", training),
@@ -158,12 +158,13 @@ _PROOF = (
 
 @dataclass(frozen=True, eq=False)
 class _Counting:
-    """Describes sets of pictures, once."""
+    """Describes sets of pictures, once; real ones are brought to the generator's resolution first, as it sees them."""
 
     eyes: Eyes
     store: Store
     track: Track
     faces: int
+    resolution: int
 
     def _described(
         self, name: str, inputs: dict[str, Any], batches: Callable[[], Iterator[Tensor]], count: int
@@ -177,8 +178,8 @@ class _Counting:
 
     def pictures(self, name: str, pictures: Portraits) -> dict[str, Tensor]:
         """Describe real pictures."""
-        inputs = {"data": pictures.stamp}
-        return self._described(name, inputs, lambda: pictures.batches(FEATURE_RESOLUTION), len(pictures))
+        inputs = {"data": pictures.stamp, "resolution": self.resolution}
+        return self._described(name, inputs, lambda: pictures.batches(self.resolution), len(pictures))
 
     def heads(self, name: str, painter: Generator, seeds: range) -> dict[str, Tensor]:
         """Describe random heads."""

@@ -64,7 +64,8 @@ def parse_method(text: str) -> Method:
     start, method = "", name
     if name not in inversion.METHODS and "-" in name:
         start, method = name.split("-", 1)
-    if not {method, start or method} <= set(inversion.METHODS):
+    started = method != name
+    if method not in inversion.METHODS or (started and start not in inversion.METHODS):
         raise OptionError(
             f"methods has {text!r}, expected [START-]METHOD[:STEPS] with {', '.join(inversion.METHODS)}"
         )
