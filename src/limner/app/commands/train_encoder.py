@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limner.nn.stylegan2 import Generator
-    from limner.training.encoder import EncoderRun, EncoderTraining
+    from limner.training.encoder import EncoderTraining
+    from limner.training.encoder_lessons import EncoderRun
     from limner.training.run import Runtime
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -43,8 +44,9 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.inversion import TrunkDistance
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
-    from limner.training.encoder import EncoderTraining, build_run
+    from limner.training.encoder import EncoderTraining
     from limner.training.encoder_figures import EncoderExam
+    from limner.training.encoder_lessons import build_run
 
     generator = checkpoints.load(zoo.resolve(options.base)).generator
     if not isinstance(generator, Generator):
