@@ -231,6 +231,7 @@ def test_exam_lies_between_floor_and_ceiling(folder, tmp_path):
     """A search beats the mean face; a perfect encoder would reach its own picture; the sheet is there."""
     run = make_run(make_options(folder, tmp_path))
     generator: Generator = run.generator
+    assert run.pictures is not None
     image = torch.cat([run.pictures.pixels[:2].float() / 127.5 - 1, torch.zeros(1, 3, 32, 32)])
 
     def distance(a, b):
