@@ -75,6 +75,12 @@ STYLEGAN2 = {"discriminator": "stylegan2", "augment": "ada", "augment_p": 0.2, "
 STYLEGAN2 |= {"d_reg_interval": 2, "g_reg_interval": 2}
 
 
+EMBEDDING = {"reconstruct": 0.5, "embed_kimg": 0.004, "batch_per_device": 4}
+KINDS = pytest.mark.parametrize(
+    "kind", [{}, STYLEGAN2, EMBEDDING], ids=["projected", "stylegan2", "embedding"]
+)
+
+
 def training(opts, trunk, **kwargs):
     result = GanTraining(build_run(opts, Runtime(CPU), trunk=trunk, **kwargs))
     result.setup()
@@ -196,7 +202,7 @@ def test_growing_trains_only_the_new_layers_first(folder, trunk):
 # The games
 
 
-@pytest.mark.parametrize("kind", [{}, STYLEGAN2], ids=["projected", "stylegan2"])
+@KINDS
 def test_a_killed_run_continues_exactly(folder, trunk, kind):
     whole = training(options(folder, out=str(folder.parent / "whole"), **kind), trunk)
     assert whole.fit()
@@ -212,15 +218,55 @@ def test_a_killed_run_continues_exactly(folder, trunk, kind):
     assert_same_state(whole.state(), second.state())
 
 
-@pytest.mark.parametrize("kind", [{}, STYLEGAN2], ids=["projected", "stylegan2"])
+@KINDS
 def test_accumulation_trains_every_network(folder, trunk, kind):
-    run = training(options(folder, batch_per_device=2, kimg=0.004, **kind), trunk)
+    sizes = {"batch_size": 8, "batch_per_device": 4, "kimg": 0.016}
+    run = training(options(folder, **kind | sizes), trunk)
     g, d = ({n: p.clone() for n, p in net.named_parameters()} for net in (run.run.G, run.run.D))
     run.fit()
     assert not run.run.G.synthesis.const.equal(g["synthesis.const"])
     moved = [n for n, p in run.run.D.named_parameters() if not p.equal(d[n])]
     assert moved
     assert not [n for n in moved if n.startswith(("trunk.", "projection."))]
+
+
+def test_embedded_pictures_come_back(tmp_path, trunk):
+    folder = tmp_path / "flags"
+    folder.mkdir()
+    for i, colours in enumerate([("red", "lime"), ("blue", "yellow"), ("black", "white")]):
+        flag = Image.new("RGB", (16, 16), colours[0])
+        flag.paste(colours[1], (0, 0, 16, 8))
+        flag.save(folder / f"{i}.png")
+    settings = {"reconstruct": 0.75, "embed_kimg": 0.0, "batch_size": 8, "kimg": 0.4, "augment": "none"}
+    settings |= {"lr_e": 0.003, "lr_g": 0.01, "reconstruct_weight": 30.0, "mirror": False}
+    run = training(options(folder, **settings), trunk)
+    run.fit()
+    pictures = run.run.pictures.pixels.float() / 127.5 - 1
+    with torch.no_grad():
+        again = run.run.G.synthesis(run.run.G.broadcast(run.game.embed(pictures)), "constant")
+    distance = (again[:, None] - pictures[None]).abs().mean((2, 3, 4))
+    assert distance.argmin(1).tolist() == [0, 1, 2]
+
+
+def test_a_share_must_leave_two_images_on_each_side(folder, trunk):
+    with pytest.raises(OptionError, match="at least 2 of each"):
+        training(options(folder, batch_per_device=2, reconstruct=0.5), trunk)
+
+
+def test_the_embedder_learns_alone_first(folder, trunk):
+    run = training(options(folder, kimg=0.008, reconstruct=0.5, embed_kimg=0.008), trunk)
+    before = {name: p.clone() for name, p in run.run.G.named_parameters()}
+    embedder = {name: p.clone() for name, p in run.game.embedder.named_parameters()}
+    run.fit()
+    assert all(p.equal(before[name]) for name, p in run.run.G.named_parameters())
+    assert not any(p.equal(embedder[name]) for name, p in run.game.embedder.named_parameters())
+
+
+def test_reconstruction_can_be_added_to_a_run_without_it(folder, trunk):
+    training(options(folder, kimg=0.008), trunk).fit()
+    later = training(options(folder, **EMBEDDING), trunk)
+    assert later.run.step == 2
+    assert later.fit()
 
 
 def test_batches_that_cannot_be_shared_are_refused(folder, trunk):

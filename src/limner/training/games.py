@@ -165,6 +165,26 @@ class Game:
                 p.requires_grad_(True)
 
 
+@dataclass
+class Batch:
+    """What one step of `ProjectedGame` looks at.
+
+    Args:
+        real: pictures (B, 3, R, R).
+        w: w of the first row of every generated image, (B, w_dim).
+        fake: generated images (B, 3, R, R).
+        real_maps, fake_maps: the discriminator's features of both, augmented alike.
+        cuts: sizes of the groups that the heads judge apart from one another.
+    """
+
+    real: Tensor
+    w: Tensor
+    fake: Tensor
+    real_maps: list[Tensor]
+    fake_maps: list[Tensor]
+    cuts: list[int]
+
+
 class ProjectedGame(Game):
     """Hinge loss on every head, moment matching; one generator pass serves both players.
 
@@ -194,43 +214,82 @@ class ProjectedGame(Game):
         super().load_state(state)
         self.moments.load_state_dict(state["moments"])
 
+    def trains_generator(self) -> bool:
+        """Whether the generator learns in this step; not at the start of a warm-up."""
+        return self.run.generator_share() > 0 and not self.run.options.only_discriminator
+
+    def draw_pictures(self, count: int, random: StepRandom) -> Tensor:
+        """Return ``count`` training pictures."""
+        run = self.run
+        return run.pictures.draw(count, random.cpu, mirror=run.options.mirror, device=run.runtime.device)
+
+    def make_batch(self, size: int, random: StepRandom, *, gradients: bool) -> Batch:
+        """Draw pictures and generate images; ``gradients`` says whether the generator's graph is kept."""
+        run = self.run
+        real = self.draw_pictures(size, random)
+        with torch.set_grad_enabled(gradients):
+            w_plus = draw_w_plus(run.G, size, run.options.mixing, random)
+            return self.look(real, w_plus, [size], random)
+
+    def look(self, real: Tensor, w_plus: Tensor, cuts: list[int], random: StepRandom) -> Batch:
+        """Generate from w+ and compute the features of both sides, augmented by the same random changes."""
+        options = self.run.options
+        p = options.augment_p if options.augment != "none" else 0.0
+        fake = self.run.G.synthesis(w_plus, "random", rng=random.local).float()
+        same = random.cpu.get_state()
+        fake_maps = self.D.features(augment_lightly(fake, p, random.cpu))
+        random.cpu.set_state(same)
+        with torch.no_grad():
+            real_maps = self.D.features(augment_lightly(real, p, random.cpu))
+        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, cuts)
+
+    def judge(self, maps: list[Tensor], cuts: list[int]) -> list[Tensor]:
+        """Return the logits per head; every group is a batch of its own, since heads see the spread of a batch."""
+        groups = zip(*(x.split(cuts) for x in maps), strict=True)
+        return [torch.cat(logits) for logits in zip(*(self.D.judge(group) for group in groups), strict=True)]
+
+    def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        """Return the generator's losses with their weights."""
+        loss_g = torch.stack([hinge_g_loss(x) for x in self.judge(batch.fake_maps, batch.cuts)]).sum()
+        # The last group is the one that was drawn from z.
+        drawn = [x[-batch.cuts[-1] :] for x in batch.fake_maps]
+        return {
+            "loss_g": (1.0, loss_g),
+            "moments": (self.run.options.moment_weight, self.moments(drawn)),
+        }
+
     def step(self, random: StepRandom) -> dict[str, float]:
         """One step of heads and generator."""
-        run, options, D = self.run, self.run.options, self.D
-        p = options.augment_p if options.augment != "none" else 0.0
-        train_g = run.generator_share() > 0 and not options.only_discriminator
+        run, D = self.run, self.D
+        train_g = self.trains_generator()
         keep = train_g and len(self.micro) == 1
-        kept: list[Tensor] = []
+        share = 1 / len(self.micro)
+        kept: list[Batch] = []
         totals: dict[str, float] = {}
 
         def add(**values: Tensor) -> None:
             for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / len(self.micro)
+                totals[name] = totals.get(name, 0.0) + value.item() * share
 
         # The heads: fake features are detached, so that one generator pass can serve both players.
         self.set_generator_trainable(keep)
         D.heads.requires_grad_(True)
-        starts = [random.cpu.get_state()]
+        starts = []
         for size in self.micro:
-            with run.runtime.autocast(), torch.set_grad_enabled(keep):
-                w_plus = draw_w_plus(run.G, size, options.mixing, random)
-                fake = run.G.synthesis(w_plus, "random", rng=random.local)
-                fake_maps = D.features(augment_lightly(fake.float(), p, random.cpu))
+            starts.append(random.cpu.get_state())
             with run.runtime.autocast():
-                real = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
-                with torch.no_grad():
-                    real_maps = D.features(augment_lightly(real, p, random.cpu))
-                fake_logits = D.judge([x.detach() for x in fake_maps])
-                real_logits = D.judge(real_maps)
+                batch = self.make_batch(size, random, gradients=keep)
+                fake_logits = self.judge([x.detach() for x in batch.fake_maps], batch.cuts)
+                real_logits = self.judge(batch.real_maps, batch.cuts)
                 pairs = zip(real_logits, fake_logits, strict=True)
                 loss_d = torch.stack([hinge_d_loss(real, fake) for real, fake in pairs]).sum()
-            (loss_d / len(self.micro)).backward()
-            self.moments.update(real_maps)
-            starts.append(random.cpu.get_state())
-            kept = fake_maps if keep else []
-            spread = F.adaptive_avg_pool2d(fake.detach().float(), 16).std(0).mean()
-            add(loss_d=loss_d, spread=spread / F.adaptive_avg_pool2d(real, 16).std(0).mean())
-            run.G.w_avg.lerp_(w_plus.detach()[:, 0].float().mean(0), 0.01)
+            (loss_d * share).backward()
+            self.moments.update(batch.real_maps)
+            kept = [batch] if keep else []
+            drawn = batch.cuts[-1]
+            spread = F.adaptive_avg_pool2d(batch.fake[-drawn:].detach(), 16).std(0).mean()
+            add(loss_d=loss_d, spread=spread / F.adaptive_avg_pool2d(batch.real, 16).std(0).mean())
+            run.G.w_avg.lerp_(batch.w[-drawn:].detach().float().mean(0), 0.01)
         self.update("D")
         if not train_g:
             return totals
@@ -238,18 +297,15 @@ class ProjectedGame(Game):
         # The generator, against the heads as they are now.
         D.heads.requires_grad_(False)
         self.set_generator_trainable(True)
-        for i, size in enumerate(self.micro):
+        for start, size in zip(starts, self.micro, strict=True):
             with run.runtime.autocast():
-                maps = kept
                 if not keep:
-                    random.cpu.set_state(starts[i])
-                    w_plus = draw_w_plus(run.G, size, options.mixing, random)
-                    fake = run.G.synthesis(w_plus, "random", rng=random.local)
-                    maps = D.features(augment_lightly(fake.float(), p, random.cpu))
-                loss_g = torch.stack([hinge_g_loss(x) for x in D.judge(maps)]).sum()
-                moments = self.moments(maps)
-            ((loss_g + options.moment_weight * moments) / len(self.micro)).backward()
-            add(loss_g=loss_g, moments=moments)
+                    random.cpu.set_state(start)
+                    kept = [self.make_batch(size, random, gradients=True)]
+                losses = self.generator_losses(kept[0])
+            total = torch.stack([weight * value for weight, value in losses.values()]).sum()
+            (total * share).backward()
+            add(**{name: value for name, (_, value) in losses.items()})
         self.update("G")
         return totals
 

@@ -20,6 +20,7 @@ from limner.nn.projected import ProjectedDiscriminator
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.options import to_mapping
 from limner.training.data import PictureSet
+from limner.training.embedding_game import EmbeddingGame
 from limner.training.games import Game, GanRun, ProjectedGame, StyleGan2Game
 from limner.training.options import CHANNEL_TABLES, DISCRIMINATOR_TABLE, GanOptions
 from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
@@ -125,6 +126,13 @@ def build_run(
     return GanRun(options=options, runtime=runtime, pictures=pictures, G=G, ema=ema, D=D, new_parameters=new)
 
 
+def make_game(run: GanRun) -> Game:
+    """Return the game that the options ask for."""
+    if run.options.discriminator == "stylegan2":
+        return StyleGan2Game(run)
+    return EmbeddingGame(run) if run.options.reconstruct else ProjectedGame(run)
+
+
 class GanTraining:
     """A run on disk: ``state.pt``, ``log.jsonl``, ``options.json``, ``sheets/``, ``model.safetensors``.
 
@@ -137,9 +145,7 @@ class GanTraining:
     def __init__(self, run: GanRun, *, figures: Figures | None = None, export: Export | None = None):
         self.run, self.figures, self.export = run, figures, export
         self.out = Path(run.options.out)
-        self.game: Game = (
-            ProjectedGame(run) if run.options.discriminator == "projected" else StyleGan2Game(run)
-        )
+        self.game: Game = make_game(run)
         self.journal = Journal(self.out / "log.jsonl")
 
     def state(self) -> dict[str, Any]:

@@ -59,6 +59,18 @@ class GanOptions(Options):
     """Probability of style mixing; the papers use 0.9."""
     moment_weight: float = knob(5.0, lo=0, hi=100)
     """projected: weight of matching mean and spread of real features; keeps variety and colour."""
+    reconstruct: float = knob(0.0, lo=0, hi=0.9)
+    """projected: share of every batch that gives training pictures back through an embedder; keeps variety."""
+    reconstruct_weight: float = knob(3.0, lo=0, hi=1000)
+    """Weight of the distance between picture and reconstruction (discriminator features and pixels)."""
+    latent_weight: float = knob(0.2, lo=0, hi=100)
+    """Weight of pulling embedded latents to the distribution of mapped noise, and of finding known latents again."""
+    mapping_weight: float = knob(0.02, lo=0, hi=100)
+    """Weight of pulling mapped noise to the distribution of embedded latents."""
+    lr_e: float = knob(0.001, lo=0, hi=1)
+    """Learning rate of the embedder and of the critic of its latents (Adam)."""
+    embed_kimg: float = knob(8.0, lo=0)
+    """Thousands of generated images from which the embedder learns alone at first."""
     feature_resolution: int = knob(128, lo=32, hi=512)
     """projected: size in px at which the frozen trunk looks at images."""
     r1_gamma: float = knob(1.0, lo=0, hi=1000)

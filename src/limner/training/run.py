@@ -71,6 +71,8 @@ class Runtime:
         if self.world == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
+        if not grads:
+            return
         flat = self._fabric.all_reduce(torch.cat([g.flatten() for g in grads]), reduce_op="mean")
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
