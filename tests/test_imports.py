@@ -163,7 +163,7 @@ import importlib, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {{"rich", "yaml", "lightning_fabric", "matplotlib", "scipy", "skimage", "kornia",
-                                   "mtcnn", "joblib", "lz4", "cv2", "gradio", "fastapi", "torchvision"}}:
+                                   "mtcnn", "moderngl", "joblib", "lz4", "cv2", "gradio", "fastapi", "torchvision"}}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())

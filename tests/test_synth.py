@@ -21,6 +21,7 @@ from limner.synth.dataset import Dataset, Sample, read_records, render, write_pi
 from limner.synth.faceshape import gaze_units
 from limner.synth.hairstyles import CROPPED, LONG, STYLES
 from limner.synth.lighting import direction, frontal_twin
+from limner.synth.lively import enliven
 from limner.synth.options import DOMAINS, LOOKS, SynthOptions
 from limner.synth.parts import LABELS, Assembler
 from limner.synth.plain import read_plain_assets
@@ -123,6 +124,21 @@ def test_a_twin_is_the_same_person_from_the_front(plain):
     twin = frontal_twin(scene)
     assert (twin.yaw, twin.pitch, twin.roll, twin.expression) == (0, 0, 0, "neutral")
     assert (twin.shape, twin.hair, twin.skin) == (scene.shape, scene.hair, scene.skin)
+
+
+def test_version_2_is_the_same_person_in_other_clothes(plain):
+    scenes = [sample_scene(seed, plain.opposites()) for seed in range(200)]
+    lively = [enliven(scene) for scene in scenes]
+    for one, other in zip(scenes, lively, strict=True):
+        kept = ("shape", "skin", "yaw", "light", "backdrop", "hair_color", "expression", "glasses")
+        assert all(getattr(one, name) == getattr(other, name) for name in kept)
+        assert other.face_units["browInnerUp"] >= one.face_units["browInnerUp"]
+    assert lively[0] == enliven(scenes[0])
+    assert len({scene.garment for scene in lively}) == 9
+    # Colours spread wider than before.
+    assert np.std([scene.garment_color for scene in lively]) > np.std(
+        [scene.garment_color for scene in scenes]
+    )
 
 
 def test_opposites_pair_falling_with_rising_targets(plain):

@@ -10,6 +10,7 @@ import numpy as np
 from limner.synth.assets import Assets, read_assets
 from limner.synth.dataset import Sample
 from limner.synth.lighting import frontal_twin
+from limner.synth.lively import enliven
 from limner.synth.looks import PALETTE, label_map, make_clay, make_comic, make_pencil, make_toon
 from limner.synth.options import LOOKS, SynthOptions
 from limner.synth.render import Renderer, Rendering
@@ -51,6 +52,8 @@ class HeadPainter:
         """Yield every picture of each seed."""
         for seed in seeds:
             scene = sample_scene(seed, self.opposites)
+            if self.options.look_version > 1:
+                scene = enliven(scene)
             needs_buffers = {"comic", "pencil", LABELS} & set(self.folders)
             rendering = self.renderer.render(scene, buffers=bool(needs_buffers))
             pictures = {folder: self._picture(folder, scene, rendering) for folder in self.folders}

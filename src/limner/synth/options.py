@@ -40,8 +40,9 @@ class SynthOptions(Options):
     """heads also as label maps: skin, hair, eyes, ..."""
     frontal: bool = False
     """heads also from the front, relaxed, in even light before grey"""
-    look_version: int = knob(2, lo=1, hi=2)
-    """1 renders as the published training data; 2 has livelier faces, less waxy skin, finer hair, more clothes"""
+    look_version: int = knob(LOOK_VERSIONS[0], lo=LOOK_VERSIONS[0], hi=LOOK_VERSIONS[-1])
+    """of heads: 1 renders what the bundled models were trained on; 2 has friendlier faces, less shine, finer hair, and
+    clothes that repeat less"""
     format: str = knob("jpg", choices=FORMATS)
     """of the pictures; label maps are always png"""
     quality: int = knob(92, lo=1, hi=100)
