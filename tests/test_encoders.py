@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +15,14 @@ import torch
 from conftest import make_generator
 from torch import Tensor, nn
 
-from limner import checkpoints
+from limner import checkpoints, media
+from limner.app import cli
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.psp import TYPES, encoder_state, encoder_type, foreign_name, load_arcface
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError, UnknownFormatError
 from limner.inversion import EncodeOptions, InversionOptions, invert
 from limner.inversion.encode import encode_latents
-from limner.latent import render
+from limner.latent import load_latent, render
 from limner.nn.encoders import Encoder, codes_to_w_plus, mix_rows, refine, to_input
 from limner.nn.irse import ArcFace, BatchNorm, face_pool
 
@@ -508,3 +510,35 @@ def test_contradictions_are_named(generator):
         run(encoder=make_encoder(rows=10))
     with pytest.raises(ShapeError, match=r"this encoder sees \(B, 1, H, W\)"):
         run(encoder=make_encoder(in_channels=1))
+
+
+def test_the_command_uses_a_checkpoint_with_its_own_decoder(tmp_path, capsys):
+    write(tmp_path / "psp.pt")
+    checkpoint = checkpoints.load(tmp_path / "psp.pt")
+    assert checkpoint.generator is not None
+    assert isinstance(checkpoint.encoder, Encoder)
+    photos = []
+    for i in range(3):
+        z = torch.randn(1, W_DIM, generator=torch.Generator().manual_seed(i))
+        pixels = media.to_pixels(checkpoint.generator(z, psi=0.5))[0]
+        photos.append(str(media.write(tmp_path / f"face{i}.png", pixels)))
+    words = ["--aligned", "--json", "--device", "cpu", "-o", str(tmp_path / "out")]
+    encoder = ["--encoder", str(tmp_path / "psp.pt")]
+    assert cli.main(["invert", *photos, "--method", "psp", *encoder, *words]) == 0
+    faces = json.loads(capsys.readouterr().out)["faces"]
+    assert len(faces) == 3
+    for photo, face in zip(photos, faces, strict=True):
+        latent = load_latent(face["files"][0]).latent
+        wanted = encode_latents(
+            checkpoint.generator, checkpoint.encoder, media.to_image(media.read(photo).pixels)
+        )
+        torch.testing.assert_close(latent.tensor, wanted[-1].tensor, rtol=1e-4, atol=1e-5)
+        assert face["method"] == "psp"
+        assert face["steps"] == 1
+    for wrong, message in (
+        (["--method", "e4e", *encoder], "method is e4e, but the encoder is one of psp"),
+        (["--method", "psp"], "name its checkpoint with --encoder"),
+        (["--method", "w", *encoder], "--encoder is not used by it"),
+    ):
+        assert cli.main(["invert", photos[0], *wrong, *words]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

@@ -247,7 +247,13 @@ def match_tensors(
             tensors[name] = value
     if missing or unknown or misshapen:
         raise KeyMismatchError(mismatch_message(what, missing, unknown, misshapen))
-    return {name: value.to(torch.float32, copy=True).contiguous() for name, value in tensors.items()}
+    return {name: _own_copy(value) for name, value in tensors.items()}
+
+
+def _own_copy(value: Tensor) -> Tensor:
+    # Kernels in the order in which they are used, so that they are copied once.
+    order = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+    return torch.empty(value.shape, memory_format=order).copy_(value)
 
 
 def infer_config(

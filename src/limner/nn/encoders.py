@@ -42,6 +42,7 @@ from limner.nn.irse import (
     IrSeBody,
     ResNetBody,
     face_pool,
+    keep_channels_last,
 )
 from limner.nn.layers import EqualLinear
 from limner.nn.stylegan2 import Generator, Noise
@@ -56,8 +57,6 @@ COARSE_ROWS, MIDDLE_ROWS = 3, 7
 """Rows below the first are read from the smallest map, rows below the second from the middle one."""
 SLOPE = 0.01
 FLAT_SIDE = 7
-FEW_PIXELS = 64
-"""Outputs up to which a convolution runs as one matrix product, its weights being the larger part of the work."""
 
 
 def strided_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -67,15 +66,7 @@ def strided_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad):
         y = convolve(x, conv.weight, padding=1, stride=2) + bias.to(x.dtype).view(1, -1, 1, 1)
         return F.leaky_relu(y, SLOPE)
-    batch, _, height, width = x.shape
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    if batch * rows * columns > FEW_PIXELS or x.device.type != "cpu":
-        return F.leaky_relu_(F.conv2d(x, conv.weight, bias, stride=2, padding=1), SLOPE)
-    # The weights are read once, as they are stored; a convolution would copy them into its own order first.
-    patches = F.unfold(x, 3, padding=1, stride=2)  # (B, 9 I, rows * columns)
-    patches = patches.transpose(0, 1).reshape(patches.shape[1], -1)
-    y = torch.addmm(bias[:, None], conv.weight.flatten(1), patches)  # (O, B * rows * columns)
-    return F.leaky_relu_(y, SLOPE).view(-1, batch, rows, columns).transpose(0, 1)
+    return F.leaky_relu_(F.conv2d(x, conv.weight, bias, stride=2, padding=1), SLOPE)
 
 
 class StyleHead(nn.Module):
@@ -267,6 +258,7 @@ class Encoder(nn.Module):
         self.mean: Tensor
         """What codes are relative to, (1 or rows, w_dim); zeros where they are not."""
         self.register_buffer("mean", torch.zeros(1 if space == "w" else rows, w_dim))
+        self.register_load_state_dict_post_hook(keep_channels_last)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

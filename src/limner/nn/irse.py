@@ -3,7 +3,8 @@
 A body gives its maps after the second, third and last stage, at a quarter, an eighth and a sixteenth of the image's
 side; the encoders' heads read them (`limner.nn.encoders`).
 
-Speed: everything is channels-last.  In evaluation mode a batch normalisation that stands before the squeeze-and-
+Speed: everything is channels-last, the weights too once they are loaded (`keep_channels_last`): for one picture,
+bringing weights into another order costs as much as using them.  In evaluation mode a batch normalisation that stands before the squeeze-and-
 excitation becomes part of its gate, and one behind a 1x1 convolution part of its weights, so that the large maps are
 passed over once.
 
@@ -250,6 +251,11 @@ class ResNetBody(Body):
         self._add_blocks(ResBlock, (1, 2, 2, 2))
 
 
+def keep_channels_last(network: nn.Module, _: Any = None) -> None:
+    """Store every kernel channels-last, as the convolutions want it; to be hooked to ``load_state_dict``."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class ArcFace(nn.Module):
     """IR-SE50 trained with ArcFace: aligned face in, embedding of length 1 out; 1 - dot product is the distance.
 
@@ -275,6 +281,7 @@ class ArcFace(nn.Module):
         self.norm = BatchNorm(widths[-1])
         self.embed = nn.Linear(widths[-1] * (face_px // 16) ** 2, dimensions)
         self.out_norm = BatchNorm(dimensions)
+        self.register_load_state_dict_post_hook(keep_channels_last)
         self.requires_grad_(False)
         self.eval()
 

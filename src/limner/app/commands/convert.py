@@ -24,7 +24,7 @@ class Options(BaseOptions):
     or .safetensors"""
     target: Path = knob()
     """file to write"""
-    format: str = knob("auto", choices=("auto", "limner", "rosinality", "lernapparat", "dualstylegan"))
+    format: str = knob("auto", choices=("auto", "limner", "rosinality", "lernapparat", "dualstylegan", "psp"))
     """format to write; auto goes by the ending: .safetensors is Limner's own, .pt rosinality's, of a StyleGAN1 \
     lernapparat's, of a DualStyleGAN its own, with codes and sampler beside it"""
     half: bool = False
