@@ -19,13 +19,13 @@ from limner.synth.assets import Assets, Proxy, read_assets
 from limner.synth.backdrop import KINDS, paint_backdrop
 from limner.synth.dataset import Dataset, Sample, read_records, render, write_picture
 from limner.synth.faceshape import gaze_units
+from limner.synth.film import develop
 from limner.synth.hairstyles import CROPPED, LONG, STYLES
 from limner.synth.lighting import direction, frontal_twin
 from limner.synth.lively import enliven
 from limner.synth.options import DOMAINS, LOOKS, SynthOptions
 from limner.synth.parts import LABELS, Assembler
 from limner.synth.plain import read_plain_assets
-from limner.synth.render import develop
 from limner.synth.sample import age_in_years, sample_scene, skin_tone
 
 # Lines of the published data set's meta.jsonl (heads-256), which the prototype of this renderer wrote.

@@ -17,6 +17,7 @@ from PIL import Image
 
 from limner.app.cli import main
 from limner.errors import MissingExtraError
+from limner.synth.film import SUPERSAMPLING
 from limner.synth.lighting import frontal_twin
 from limner.synth.looks import (
     find_areas,
@@ -30,7 +31,7 @@ from limner.synth.looks import (
 from limner.synth.options import SynthOptions
 from limner.synth.parts import LABELS
 from limner.synth.plain import read_plain_assets
-from limner.synth.render import SUPERSAMPLING, Renderer, Rendering
+from limner.synth.render import Renderer, Rendering
 from limner.synth.sample import sample_scene
 from limner.synth.scene import Scene
 

@@ -25,7 +25,7 @@ from limner.synth.options import DOMAINS, SynthOptions
 
 META_NAME, ABOUT_NAME, ATTRIBUTION_NAME = "meta.jsonl", "about.json", "ATTRIBUTION.md"
 DIGITS = 6  # of a seed in file names
-CHUNK = 8  # seeds that a process takes at a time
+CHUNK = 4  # seeds that a process takes at a time
 # Options that every picture of a data set shares.
 FIXED = ("domain", "size", "look_version", "format", "quality")
 

@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from limner.synth.film import SUPERSAMPLING
 from limner.synth.filters import (
     bilateral,
     blur,
@@ -26,7 +27,7 @@ from limner.synth.filters import (
 )
 from limner.synth.geometry import smoothstep
 from limner.synth.parts import LABELS
-from limner.synth.render import SUPERSAMPLING, Buffers, Renderer, Rendering
+from limner.synth.render import Buffers, Renderer, Rendering
 from limner.synth.scene import Scene
 
 HAIR_LABELS = (LABELS["beard"], LABELS["hair"])

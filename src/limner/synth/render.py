@@ -14,12 +14,11 @@ from limner.errors import MissingExtraError
 from limner.synth import shaders
 from limner.synth.assets import Assets
 from limner.synth.backdrop import GAMMA, SIZE, paint_backdrop
-from limner.synth.filters import blur, shrink
+from limner.synth.film import SUPERSAMPLING, develop
 from limner.synth.parts import MASKS, WRINKLES, Assembler, Assembly, Part, describe
 from limner.synth.scene import Color, Scene
 from limner.synth.shaders import SHADOWED, TILES_X, TILES_Y, Material
 
-SUPERSAMPLING = 2
 SHADOW_SIZE = 184  # px of one light's tile
 SHADOW_CENTER, SHADOW_RADIUS = np.array([0, 7.15, 0.3], np.float32), 2.35
 SHADOW_DEPTH = -0.6
@@ -30,8 +29,6 @@ DOME_WRAP, DOME_WRAP_STRANDS = 0.15, 0.5
 DARK = 0.004  # added before a logarithm is taken of a colour; the shader does the same
 OLD_GREY = np.array([0.30, 0.29, 0.28])
 GREY_SHARE = 0.8
-EXPOSURE, HUE_KEEPING, LENS_BLUR, SENSOR_NOISE, NOISE_STREAM = 1.06, 0.45, 0.65, 0.005, 9
-BRIGHTEST = 20.0
 # Names of vertex attributes in the order of `_pack`, and their layout.
 ATTRIBUTES, LAYOUT, FLOATS = ("position", "normal", "uv", "along", "rest"), "3f 3f 2f 4f 3f", 15
 # Texture units.
@@ -505,21 +502,3 @@ def _light_matrix(direction: np.ndarray) -> np.ndarray:
 def _greyed(color: Color, grey: float) -> np.ndarray:
     """Return a hair colour (3,) mixed with grey."""
     return np.array(color) * (1 - GREY_SHARE * grey) + OLD_GREY * GREY_SHARE * grey
-
-
-def develop(light: np.ndarray, seed: int) -> np.ndarray:
-    """Return the picture, uint8, of linear light (H, W, 3), `SUPERSAMPLING` times smaller.
-
-    An exponential shoulder, nearly half of which keeps the hue, then the softness of a lens, which also smooths
-    strands, and the noise of a sensor.
-    """
-    light = np.clip(np.nan_to_num(light, posinf=BRIGHTEST), 0, BRIGHTEST)
-    each = 1 - np.exp(-EXPOSURE * light)
-    brightest = light.max(-1, keepdims=True) + 1e-5
-    together = light / brightest * (1 - np.exp(-EXPOSURE * brightest))
-    exposed = shrink(
-        blur((1 - HUE_KEEPING) * each + HUE_KEEPING * together, LENS_BLUR, radius=1), SUPERSAMPLING
-    )
-    values = np.clip(exposed, 0, 1) ** (1 / GAMMA)
-    noise = np.random.default_rng([seed, NOISE_STREAM]).standard_normal(values.shape, np.float32)
-    return (np.clip(values + noise * np.float32(SENSOR_NOISE), 0, 1) * 255 + 0.5).astype(np.uint8)
