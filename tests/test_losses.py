@@ -235,3 +235,18 @@ class TestFeatureDistances:
     def test_gram_channels_differ(self):
         with pytest.raises(ShapeError, match="equal numbers and channels"):
             losses.gram_distance([torch.zeros(1, 4, 2, 2)], [torch.zeros(1, 5, 2, 2)])
+
+
+def test_energy_distance_knows_equal_distributions_from_others():
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(mean=0.0, spread=1.0):
+        return mean + spread * torch.randn(400, 3, generator=rng)
+
+    same = losses.energy_distance(draw(), draw())
+    assert same.abs() < 0.02
+    assert losses.energy_distance(draw(), draw(mean=0.5)) > 0.1
+    assert losses.energy_distance(draw(), draw(spread=2.0)) > 0.1
+    # Definition on two points each.
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0]])
+    assert losses.energy_distance(a, b).item() == pytest.approx(2 * (2 + 4 + 1 + 3) / 4 - 1 - 2)

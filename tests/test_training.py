@@ -237,7 +237,7 @@ def test_embedded_pictures_come_back(tmp_path, trunk):
         flag = Image.new("RGB", (16, 16), colours[0])
         flag.paste(colours[1], (0, 0, 16, 8))
         flag.save(folder / f"{i}.png")
-    settings = {"reconstruct": 0.75, "embed_kimg": 0.0, "batch_size": 8, "kimg": 0.4, "augment": "none"}
+    settings = {"reconstruct": 0.75, "embed_kimg": 0.0, "batch_size": 8, "kimg": 0.7, "augment": "none"}
     settings |= {"lr_e": 0.003, "lr_g": 0.01, "reconstruct_weight": 30.0, "mirror": False}
     run = training(options(folder, **settings), trunk)
     run.fit()

@@ -416,3 +416,19 @@ def channel_mean_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) ->
             raise ShapeError(f"maps have {a.shape[1]} and {b.shape[1]} channels, expected as many of each")
         parts.append((a.mean((2, 3)) - b.mean((2, 3))).square().mean(1))
     return torch.stack(parts).mean(0)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the energy distance of two samples: 0 if and, for ever more of them, only if they are distributed alike.
+
+    Args:
+        a: (N, D), N at least 2.
+        b: (M, D), M at least 2.
+
+    Source: Székely and Rizzo 2013, "Energy statistics" (doi 10.1016/j.jspi.2013.03.018), equation 5.
+    """
+
+    def apart(x: Tensor) -> Tensor:
+        return torch.pdist(x).mean()
+
+    return 2 * torch.cdist(a, b).mean() - apart(a) - apart(b)

@@ -1,4 +1,4 @@
-"""Small networks that tie a generator's latents to pictures while it trains: an embedder and a critic of latents.
+"""Small networks between pictures and latents in training: an embedder, and a critic of latents.
 
 Source: Makhzani et al. 2015, "Adversarial Autoencoders" (arXiv 1511.05644), section 2; Pidhorskyi et al. 2020,
 "Adversarial Latent Autoencoders" (arXiv 2004.04467), section 4.

@@ -2,15 +2,16 @@
 
 The adversarial loss alone says what is wrong with a picture, never what is missing: on small compute, hair, glasses
 and expressions that are rare stay out.  Here an embedder looks at real pictures, the generator has to give them back,
-and the mapping network learns the distribution of the embedded latents from a critic.  So every training picture pulls
+and the mapping network learns the distribution of the embedded latents by the energy distance.  So every training picture pulls
 at the generator directly, and the embedder costs next to nothing, for its frozen trunk is the discriminator's.
 
-Source: Makhzani et al. 2015 (arXiv 1511.05644), section 2; Larsen et al. 2016, "Autoencoding beyond pixels using a
+Source: Székely and Rizzo 2013, "Energy statistics" (doi 10.1016/j.jspi.2013.03.018), definition 1; Larsen et al. 2016, "Autoencoding beyond pixels using a
 learned similarity metric" (arXiv 1512.09300), section 2.3: the distance is one of the discriminator's features.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.errors import OptionError
-from limner.losses import logistic_d_loss, logistic_g_loss, r1_penalty
-from limner.nn.embedding import LatentCritic, PictureEmbedder
+from limner.losses import energy_distance
+from limner.nn.embedding import PictureEmbedder
 from limner.training.games import Batch, GanRun, ProjectedGame, draw_w_plus
 from limner.training.run import StepRandom
 
 BANK = 4096
-"""Embedded latents that the critic and the mapping network compare themselves with."""
-CRITIC_BATCH = 256
+"""Embedded latents that the mapping network compares itself with."""
+LATENT_BATCH = 512
+MAPPING_STEPS = 4
+"""Steps of the mapping network for one of the synthesis network."""
 GENTLE_IMAGES = 300
 """Reconstructions over which the embedder's learning rate rises."""
 
@@ -60,21 +63,18 @@ class EmbeddingGame(ProjectedGame):
             self.embedder = PictureEmbedder(
                 channels=[x.shape[1] for x in maps], side=maps[-1].shape[2], w_dim=G.w_dim
             ).to(device)
-            self.critic = LatentCritic(w_dim=G.w_dim).to(device)
         self.embedder.calibrate(maps, w)
-        self.critic.calibrate(w)
         self.bank = w.clone()
-        self.base_lr |= {"E": options.lr_e, "C": options.lr_e}
+        self.base_lr |= {"E": options.lr_e, "M": options.lr_g}
         self.optimisers |= {
             "E": torch.optim.Adam(self.embedder.parameters(), options.lr_e, (0.5, 0.99)),
-            "C": torch.optim.Adam(self.critic.parameters(), options.lr_e, (0.0, 0.99)),
+            "M": torch.optim.Adam(G.mapping.parameters(), options.lr_g, (0.5, 0.99)),
         }
 
     def state(self) -> dict[str, Any]:
-        """Add embedder, critic and the bank of latents."""
+        """Add the embedder and the bank of latents."""
         return super().state() | {
             "embedder": self.embedder.state_dict(),
-            "critic": self.critic.state_dict(),
             "bank": self.bank,
             "filled": self.filled,
             "lessons": self.lessons,
@@ -83,12 +83,11 @@ class EmbeddingGame(ProjectedGame):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take them back too; a state of the game without reconstruction starts them anew."""
         if "embedder" not in state:
-            fresh = {name: self.optimisers[name].state_dict() for name in ("E", "C")}
+            fresh = {name: self.optimisers[name].state_dict() for name in ("E", "M")}
             super().load_state(state | fresh)
             return
         super().load_state(state)
         self.embedder.load_state_dict(state["embedder"])
-        self.critic.load_state_dict(state["critic"])
         self.bank, self.filled, self.lessons = state["bank"], state["filled"], state["lessons"]
 
     def learns_alone(self) -> bool:
@@ -118,7 +117,7 @@ class EmbeddingGame(ProjectedGame):
             return self.look(real, torch.cat([embedded, drawn]), [count, size - count], random)
 
     def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        """Add reconstruction and, for embedder and mapping network, the critic's opinion."""
+        """Add reconstruction, and for the embedder what it can know of generated images."""
         options = self.run.options
         count = batch.cuts[0]
         self._remember(batch.w[:count])
@@ -131,37 +130,23 @@ class EmbeddingGame(ProjectedGame):
         losses = super().generator_losses(batch) | {
             "rec": (options.reconstruct_weight, features),
             "pixels": (3 * options.reconstruct_weight, pixels),
-            "latent_e": (options.latent_weight, F.softplus(self.critic(batch.w[:count])).mean()),
         }
-        if options.mapping_weight and not self._only_new():
-            losses["latent_f"] = (
-                options.mapping_weight,
-                logistic_g_loss(self.critic(self.run.G.mapping(self._noise))),
-            )
         lesson = self._lesson(batch.fake[count:].detach(), batch.w[count:].detach())
-        return losses | {"cycle": (options.latent_weight, lesson)}
+        return losses | {"cycle": (options.cycle_weight, lesson)}
 
     def _lesson(self, image: Tensor, w: Tensor) -> Tensor:
         # What was generated from z has a known latent: the cheapest lesson there is.
         self.lessons += len(image)
         return ((self.embed(image) - w) / self.embedder.w_std).square().mean()
 
-    def _only_new(self) -> bool:
-        return bool(self.run.new_parameters) and self.run.kimg < self.run.options.grow_kimg
-
     def step(self, random: StepRandom) -> dict[str, float]:
-        """One step of critic, heads, generator and embedder; at first of the embedder alone."""
-        run = self.run
+        """One step of mapping network, heads, generator and embedder; at first of the embedder alone."""
         if self.learns_alone():
             return self._step_embedder(random)
         if not self.filled:  # another loss from here on, with gradients of another size
             self.optimisers["E"].state.clear()
-        record = self._step_critic(random) if self.filled else {}
-        self._noise = random.normal(CRITIC_BATCH, run.G.z_dim)
-        self.critic.requires_grad_(False)
-        record |= super().step(random)
-        self.critic.requires_grad_(True)
-        return record
+        record = self._step_mapping(random) if self.filled > LATENT_BATCH else {}
+        return record | super().step(random)
 
     def _step_embedder(self, random: StepRandom) -> dict[str, float]:
         G = self.run.G
@@ -190,15 +175,18 @@ class EmbeddingGame(ProjectedGame):
         self.bank[places] = latents.detach().float()
         self.filled += len(latents)
 
-    def _step_critic(self, random: StepRandom) -> dict[str, float]:
-        limit = min(self.filled, BANK)
-        chosen = torch.randint(limit, (CRITIC_BATCH,), generator=random.cpu)
-        pictures = self.bank[chosen].clone().requires_grad_()
-        with torch.no_grad():
-            noise = self.run.G.mapping(random.normal(CRITIC_BATCH, self.run.G.z_dim))
-        logits = self.critic(pictures)
-        loss = logistic_d_loss(logits, self.critic(noise))
-        penalty = r1_penalty(logits, pictures) * self.critic.w_std.square()
-        (loss + 0.5 * penalty).backward()
-        self.update("C")
-        return {"loss_c": loss.item()}
+    def _step_mapping(self, random: StepRandom) -> dict[str, float]:
+        """Pull mapped noise to the distribution of the embedded latents."""
+        run, options = self.run, self.run.options
+        if not options.latent_weight or not set(run.G.mapping.parameters()) & set(self.trained_parameters()):
+            return {}
+        run.G.mapping.requires_grad_(True)
+        scale = self.embedder.w_std * math.sqrt(run.G.w_dim)
+        distance = torch.zeros(())
+        for _ in range(MAPPING_STEPS):
+            chosen = torch.randint(min(self.filled, BANK), (LATENT_BATCH,), generator=random.cpu)
+            mapped = run.G.mapping(random.normal(LATENT_BATCH, run.G.z_dim))
+            distance = energy_distance(mapped / scale, self.bank[chosen] / scale)
+            (options.latent_weight * distance).backward()
+            self.update("M")
+        return {"latents": distance.item()}

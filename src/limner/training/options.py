@@ -63,12 +63,12 @@ class GanOptions(Options):
     """projected: share of every batch that gives training pictures back through an embedder; keeps variety."""
     reconstruct_weight: float = knob(3.0, lo=0, hi=1000)
     """Weight of the distance between picture and reconstruction (discriminator features and pixels)."""
-    latent_weight: float = knob(0.2, lo=0, hi=100)
-    """Weight of pulling embedded latents to the distribution of mapped noise, and of finding known latents again."""
-    mapping_weight: float = knob(0.02, lo=0, hi=100)
-    """Weight of pulling mapped noise to the distribution of embedded latents."""
+    latent_weight: float = knob(1.0, lo=0, hi=100)
+    """Weight of pulling mapped noise to the distribution of the embedded latents; 0 leaves the mapping alone."""
+    cycle_weight: float = knob(0.2, lo=0, hi=100)
+    """Weight of the embedder's finding the known latents of generated images."""
     lr_e: float = knob(0.001, lo=0, hi=1)
-    """Learning rate of the embedder and of the critic of its latents (Adam)."""
+    """Learning rate of the embedder (Adam)."""
     embed_kimg: float = knob(8.0, lo=0)
     """Thousands of generated images from which the embedder learns alone at first."""
     feature_resolution: int = knob(128, lo=32, hi=512)
