@@ -316,3 +316,23 @@ def test_command_trains_resumes_and_exports(folder, tmp_path, capsys):
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {"psnr", "psnr_floor", "psnr_ceiling", "identity", "identity_floor"} <= set(records[-1])
     assert len(list((out / "sheets").glob("*.png"))) == 1
+
+
+def test_a_run_starts_from_another_encoder(folder, tmp_path):
+    """Weights and scales are taken over, mean and spread of w are the new generator's; another size is refused."""
+    options = make_options(folder, tmp_path)
+    old = make_run(options, seed=3).encoder.core
+    with torch.no_grad():
+        for number, parameter in enumerate(old.parameters()):
+            parameter.fill_(0.001 * number)
+    generator = make_generator(1)
+    torch.manual_seed(5)
+    parts = {"generator": generator, "trunk": Lite0().eval(), "base": {}}
+    run = build_run(options, Runtime(CPU), **parts, init=old)
+    for mine, other in zip(run.encoder.core.parameters(), old.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(run.encoder.core.get_buffer("mean0"), old.get_buffer("mean0"))
+    assert torch.equal(run.encoder.core.w_avg, generator.w_avg)
+    assert not torch.equal(run.encoder.core.w_avg, old.w_avg)
+    with pytest.raises(KeyMismatchError, match="width 8, here 16"):
+        build_run(make_options(folder, tmp_path, width=16), Runtime(CPU), **parts, init=old)

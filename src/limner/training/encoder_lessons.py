@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limner.errors import OptionError
+from limner.errors import KeyMismatchError, OptionError
 from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, maps_distance, r1_penalty
 from limner.nn.compact import CompactCore, CompactEncoder, resize
 from limner.nn.embedding import LatentCritic
@@ -96,6 +96,7 @@ def build_run(
     trunk: Lite0,
     base: dict[str, str],
     embedder: Embedder | None = None,
+    init: CompactCore | None = None,
 ) -> EncoderRun:
     """Make the networks of a new run.
 
@@ -106,9 +107,11 @@ def build_run(
         trunk: frozen Lite0.
         base: name and digest of the generator.
         embedder: identity embedder for the loss.
+        init: core whose weights are taken over.
 
     Raises:
         OptionError: options that contradict one another.
+        KeyMismatchError: ``init`` is of another size.
     """
     if options.batch_size % runtime.world:
         raise OptionError(f"batch_size {options.batch_size} cannot be shared by {runtime.world} processes")
@@ -149,6 +152,8 @@ def build_run(
             )
             probe = torch.cat([probe, drawn])
         core.calibrate(encoder.look(resize(probe, input_px))[1])
+    if init is not None:
+        take_over(core, init)
     average = CompactEncoder(trunk=trunk, core=copy.deepcopy(core).requires_grad_(False).eval(), base=base)
     return EncoderRun(
         options=options,
@@ -160,6 +165,24 @@ def build_run(
         pictures=pictures,
         critic=critic,
     )
+
+
+@torch.no_grad()
+def take_over(core: CompactCore, init: CompactCore) -> None:
+    """Copy a core's weights and the scales of its views; mean and spread of w stay, they belong to the generator.
+
+    Raises:
+        KeyMismatchError: the two differ in size.
+    """
+    ours, theirs = core.config(), init.config()
+    if ours != theirs:
+        differ = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if ours[name] != theirs[name]]
+        raise KeyMismatchError(f"init is an encoder of another size: {'; '.join(differ)}; start without it")
+    own = core.state_dict()
+    state = {
+        name: own[name] if name in ("w_avg", "w_std") else value for name, value in init.state_dict().items()
+    }
+    core.load_state_dict(state)
 
 
 @dataclass

@@ -17,6 +17,8 @@ class EncoderOptions(Options):
     """Folder for state, model, sheets and log; a run found there is resumed."""
     base: str = knob("heads")
     """Generator that the encoder is for, name or file."""
+    init: str = knob("")
+    """Encoder of this size to start a new run from, name or file; it may belong to another generator."""
     select: str = knob("")
     """Use only files whose number lies in FIRST-LAST, such as 0-10999; keeps test pictures out of training."""
     validate: str = knob("11000-11007")

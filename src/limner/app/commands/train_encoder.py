@@ -41,6 +41,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     import torch
 
     from limner import checkpoints, losses, zoo
+    from limner.checkpoints.compact import load_encoder
     from limner.inversion import TrunkDistance
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
@@ -56,7 +57,12 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     generator.to(runtime.device, **layout).eval().requires_grad_(False)
     trunk = zoo.load("lite0").to(runtime.device, **layout)
     embedder = zoo.load("identity").to(runtime.device, **layout)
-    encoder = build_run(options, runtime, generator=generator, trunk=trunk, base=base, embedder=embedder)
+    init = None
+    if options.init and not (Path(options.out) / "state.pt").exists():
+        init = load_encoder(zoo.resolve(options.init), trunk=trunk).core.to(runtime.device)
+    encoder = build_run(
+        options, runtime, generator=generator, trunk=trunk, base=base, embedder=embedder, init=init
+    )
     exams: list[EncoderExam] = []
 
     def examine(run: EncoderRun, sheet: Path) -> dict[str, float]:
