@@ -29,6 +29,8 @@ BANK = 4096
 LATENT_BATCH = 512
 MAPPING_STEPS = 4
 """Steps of the mapping network for one of the synthesis network."""
+MAPPING_RATE = 30
+"""Its rate, in the embedder's; its weights are a hundred times as large, since they are stored without multiplier."""
 GENTLE_IMAGES = 300
 """Reconstructions over which the embedder's learning rate rises."""
 
@@ -65,10 +67,10 @@ class EmbeddingGame(ProjectedGame):
             ).to(device)
         self.embedder.calibrate(maps, w)
         self.bank = w.clone()
-        self.base_lr |= {"E": options.lr_e, "M": options.lr_g}
+        self.base_lr |= {"E": options.lr_e, "M": MAPPING_RATE * options.lr_e}
         self.optimisers |= {
             "E": torch.optim.Adam(self.embedder.parameters(), options.lr_e, (0.5, 0.99)),
-            "M": torch.optim.Adam(G.mapping.parameters(), options.lr_g, (0.5, 0.99)),
+            "M": torch.optim.Adam(G.mapping.parameters(), self.base_lr["M"], (0.5, 0.99)),
         }
 
     def state(self) -> dict[str, Any]:
