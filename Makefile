@@ -46,9 +46,8 @@ types: setup  ## check types
 bench: setup  ## measure this machine: one table per file of benchmarks/
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-models: setup  ## convert the third-party weights anew and rebuild the index of bundled files
-	set -e; for file in scripts/convert_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
-	$(BIN)/python scripts/index_bundled.py
+models: setup  ## make every bundled model again that is stale (MODELS="--plan" only says which); goes on after a stop
+	$(BIN)/python scripts/make_models.py --jobs 2 $(MODELS)
 
 clean:  ## delete the virtual environment and caches; pictures and training runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -3,7 +3,8 @@
     python scripts/learn_styles.py [NAME...]      # all recipes of recipes/styles, or some; from the repository's root
     python scripts/learn_styles.py --model FILE   # on another base
 
-Afterwards ``python scripts/index_bundled.py`` enters the files into the index.
+Afterwards ``python scripts/index_bundled.py`` enters the files into the index.  ``make models`` does all of it, for the
+styles that need it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ CARD = """# {name} - a style for {base}
 Measured when it was made: loss {first:.3f} at the first step, {last:.3f} at the last. Packing changes random faces in
 this style by {error:.4f} (root mean square, pixels from -1 to 1) where the style itself changes them by {change:.4f}.
 
-Limits: it was learned from a synthetic head and inherits the resolution and the variety of its base; glasses, hats and
-hands are not in the base and do not survive.
+Limits: it was learned from {what} and inherits the resolution and the variety of its base; glasses, hats and hands do
+not survive.
 """
 
 
@@ -49,6 +50,7 @@ def write_card(style: Style, file: Path) -> None:
         method=style.method,
         steps=style.options["steps"],
         pictures=about["pictures"],
+        what="a synthetic head" if "synthetic head" in about["source"] else "a single drawing",
         source=about["source"],
         licence=style.licence,
         recipe=about["recipe"],

@@ -26,6 +26,7 @@ from limner.stylization.blend_options import BlendOptions
 from limner.stylization.blend_style import blend_style
 from limner.stylization.options import StyleOptions
 from limner.stylization.style import load_style, paint, save_style
+from limner.training.bundle import build_index
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def test_the_script_packs_a_child_and_a_style(folder, tuned, monkeypatch, capsys
     """Files and cards; the index describes them; the style refers to the child."""
     scripts = Path(__file__).parent.parent / "scripts"
     monkeypatch.syspath_prepend(str(scripts))
-    pack_child, index_bundled = (importlib.import_module(name) for name in ("pack_child", "index_bundled"))
+    pack_child = importlib.import_module("pack_child")
     cache = zoo.cache_dir()
     cache.mkdir(parents=True)
     (folder / "tiny.safetensors").rename(cache / "tiny.safetensors")
@@ -273,7 +274,7 @@ def test_the_script_packs_a_child_and_a_style(folder, tuned, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["x", str(folder / "trained.safetensors"), *words, "--out", str(out)])
     assert pack_child.main() == 0
     assert "packing changes pictures by" in capsys.readouterr().out
-    index = index_bundled.build_index(out)
+    index = build_index(out, {}, out)
     assert {name: (entry["kind"], entry["parent"]) for name, entry in index.items()} == {
         "drawn": ("child", "tiny"),
         "draw": ("style", "drawn"),

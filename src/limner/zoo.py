@@ -54,6 +54,9 @@ class Card:
         recipe: how to make the file again: recipe, command or script; empty for a downloaded one.
         parent: the model it derives from, if any.
         bundled: ships with the package, rather than installed by the user.
+        digest: of a bundled model's generator, by which what derives from it knows it.
+        base_digest: the digest of the generator that it derives from.
+        recipe_digest: of all that a bundled file was made by, see `limner.training.bundle`.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Card:
     recipe: str = ""
     parent: str = ""
     bundled: bool = True
+    digest: str = ""
+    base_digest: str = ""
+    recipe_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
