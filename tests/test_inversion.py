@@ -15,7 +15,8 @@ from torch import Tensor
 from limner import inversion
 from limner.errors import DivergedError, OptionError, ShapeError
 from limner.inversion import InversionOptions, PivotalOptions, TrunkDistance, invert, preset
-from limner.inversion.optimize import Projector, compare, frozen, lr_ramp, normalize_noise, perturbation_ramp
+from limner.inversion.goals import compare
+from limner.inversion.optimize import Projector, frozen, lr_ramp, normalize_noise, perturbation_ramp
 from limner.inversion.options import METHODS, PRESETS
 from limner.inversion.pivotal import tune
 from limner.latent import Latent, render

@@ -21,9 +21,9 @@ from limner.inversion.optimize import (
     frozen,
     lr_ramp,
     normalize_noise,
-    statistics_from_w,
 )
 from limner.inversion.options import InversionOptions, preset
+from limner.inversion.statistics import statistics_from_w
 from limner.latent import Latent
 from limner.latent.spaces import spread
 from limner.nn.stylegan2 import Generator

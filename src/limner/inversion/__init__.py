@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from limner.errors import OptionError
@@ -14,6 +15,7 @@ from limner.inversion.options import (
     COMPACT,
     ENCODED,
     PRESETS,
+    SEARCHED,
     EncodeOptions,
     InversionOptions,
     PivotalOptions,
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from limner.inversion.report import Distance, FitReport, Inversion, OnStep, TrunkDistance
+    from limner.inversion.goals import Goal
+    from limner.inversion.report import (
+        Distance,
+        FitReport,
+        IdentityDistance,
+        Inversion,
+        OnStep,
+        TrunkDistance,
+    )
     from limner.latent import Latent
     from limner.nn.compact import CompactEncoder
     from limner.nn.encoders import Encoder
@@ -38,6 +48,8 @@ METHODS: dict[str, str] = {
     "w": "optimize:optimize",
     "w+": "optimize:optimize",
     "s": "optimize:optimize",
+    "noise": "optimize:optimize",
+    "ii2s": "optimize:optimize",
     "pivotal": "pivotal:invert_pivotal",
     "encoder": "compact:invert_encoder",
     "hybrid": "compact:invert_hybrid",
@@ -47,7 +59,15 @@ METHODS: dict[str, str] = {
     "hyper": "hyper:invert_hyper",
 }
 
-_LAZY = {"Distance", "FitReport", "Inversion", "OnStep", "TrunkDistance"}
+_LAZY = {
+    "Distance": "report",
+    "FitReport": "report",
+    "Goal": "goals",
+    "IdentityDistance": "report",
+    "Inversion": "report",
+    "OnStep": "report",
+    "TrunkDistance": "report",
+}
 
 __all__ = [
     "METHODS",
@@ -55,6 +75,8 @@ __all__ = [
     "Distance",
     "EncodeOptions",
     "FitReport",
+    "Goal",
+    "IdentityDistance",
     "Inversion",
     "InversionOptions",
     "OnStep",
@@ -74,6 +96,7 @@ def invert(
     identity: Distance | None = None,
     init: Latent | None = None,
     mask: Tensor | None = None,
+    goals: Sequence[Goal] = (),
     pivotal: PivotalOptions | None = None,
     encoder: Encoder | HyperInverter | CompactEncoder | None = None,
     encoding: EncodeOptions | None = None,
@@ -88,12 +111,13 @@ def invert(
             each other, except that pivotal tuning tunes one generator for all of them.
         options: method and settings.
         perceptual: (image, image) -> (B,), such as `TrunkDistance`; None leaves the term out.
-        identity: (image, image) -> (B,), for the report only.
+        identity: (image, image) -> (B,), for the report, and for the search where it has a weight.
         init: where the search starts, with ``init="given"``.
         mask: (B or 1, 1, R, R), 0 to 1; only what it covers is fitted.
+        goals: more pictures that masked parts of the result shall look like, for searches; see `Goal`.
         pivotal: settings of ``method="pivotal"``; None for the defaults.
         encoder: the network of ``psp``, ``e4e``, ``restyle`` and ``hyper``, which take neither ``init`` nor ``mask``;
-            or the compact encoder of ``encoder``, ``hybrid`` and pivots of these names; ``auto`` takes it if it is there.
+            or the compact encoder of ``encoder``, ``hybrid``, pivots of these names and ``init="encoder"``; ``auto`` takes it if it is there.
         encoding: how it runs; None for the defaults.
         rng: random numbers, on the CPU; None for a new generator with the options' seed.
         on_step: called after every step with step, steps, figures and a function that paints the picture so far.
@@ -110,6 +134,8 @@ def invert(
         options = dataclasses.replace(options, method="encoder" if there else "w+")
     module, _, function = METHODS[options.method].partition(":")
     method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    if goals and options.method not in (*SEARCHED, "hybrid"):
+        raise OptionError(f"method {options.method} takes no goals; searches and hybrid do")
     if options.method in ENCODED:
         if init is not None or mask is not None:
             raise OptionError(
@@ -126,8 +152,10 @@ def invert(
             on_step=on_step,
         )
     extra: dict[str, Any] = {"pivotal": pivotal or PivotalOptions()} if options.method == "pivotal" else {}
-    if options.method in ("pivotal", *COMPACT):
+    if options.method in ("pivotal", *COMPACT) or options.init == "encoder":
         extra["encoder"] = encoder
+    if goals:
+        extra["goals"] = goals
     return method(
         generator,
         image,
@@ -146,4 +174,4 @@ def __getattr__(name: str) -> Any:
     """Import a result type when it is first asked for (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.report"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

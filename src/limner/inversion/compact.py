@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from limner.errors import OptionError
-from limner.inversion.optimize import check_image, optimize
+from limner.inversion.goals import Goal, check_image
+from limner.inversion.optimize import optimize
 from limner.inversion.options import InversionOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
+from limner.inversion.starts import encoder_codes, need_encoder
 from limner.latent import Latent, render
 from limner.nn.compact import CompactEncoder
 from limner.nn.stylegan2 import Generator
-
-
-def need_encoder(encoder: object, method: str) -> CompactEncoder:
-    """Return the encoder, or raise `OptionError` where there is none."""
-    if isinstance(encoder, CompactEncoder):
-        return encoder
-    raise OptionError(
-        f"{method} needs a compact encoder of this generator, and there is none; train one with "
-        "limner train encoder and name it, or take the method w+, which searches without"
-    )
 
 
 @torch.no_grad()
@@ -92,6 +85,7 @@ def invert_hybrid(
     identity: Distance | None = None,
     init: Latent | None = None,
     mask: Tensor | None = None,
+    goals: Sequence[Goal] = (),
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
@@ -111,23 +105,10 @@ def invert_hybrid(
         identity=identity,
         init=codes,
         mask=mask,
+        goals=goals,
         rng=rng,
         on_step=on_step,
     )
     seconds = (time.perf_counter() - start) / len(image)
     report = [dataclasses.replace(fit, method="hybrid", seconds=seconds) for fit in found.report]
     return dataclasses.replace(found, report=report)
-
-
-def encoder_codes(
-    generator: Generator, image: Tensor, options: InversionOptions, encoder: object, method: str
-) -> Latent:
-    """Return what a compact encoder makes of the pictures, w+.
-
-    Raises:
-        OptionError: no encoder; ``method`` names in the message what needs it.
-        KeyMismatchError: it belongs to another generator.
-    """
-    target = check_image(image, generator).to(generator.w_avg)
-    found = need_encoder(encoder, method).encode(generator, target, steps=options.refinements)
-    return Latent("w+", found[-1])

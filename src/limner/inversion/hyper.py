@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import OptionError
-from limner.inversion.optimize import check_image
+from limner.inversion.goals import check_image
 from limner.inversion.options import EncodeOptions, InversionOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent

@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from limner import losses
 from limner.errors import DivergedError, OptionError, ShapeError
+from limner.inversion.goals import Aim, Goal
 from limner.inversion.options import OPTIMIZED, InversionOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
-from limner.latent import Latent, Space, render
-from limner.latent.spaces import WStatistics, spread
+from limner.inversion.starts import encoder_codes
+from limner.inversion.statistics import (
+    SpaceStatistics,
+    Whitening,
+    draw_codes,
+    statistics_from_w,
+    whitening_from_w,
+)
+from limner.latent import Latent, LayerMask, Space, render
+from limner.latent.spaces import spread
 from limner.nn.stylegan2 import Generator
 
-# Affine outputs are measured on fewer draws than w: their spread only scales the shake.
-_S_SAMPLES = 1000
+# Weight of the distance in P_N where method ii2s is asked for without one.
+II2S_P_NORM = 0.001
 
 
 def lr_ramp(t: float, *, rampup: float = 0.05, rampdown: float = 0.25) -> float:
@@ -71,58 +80,13 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SpaceStatistics:
-    """How the codes of a space are spread: per tensor of the space its mean, deviation and mean distance.
-
-    Attributes:
-        mean, std: tensors that broadcast to the space's.
-        radius: root mean squared distance from the mean, of one row or vector.
-    """
-
-    mean: tuple[Tensor, ...]
-    std: tuple[Tensor, ...]
-    radius: tuple[float, ...]
-
-
-@torch.no_grad()
-def space_statistics(
-    generator: Generator, space: Space, *, count: int = 10_000, rng: torch.Generator | None = None
-) -> SpaceStatistics:
-    """Measure a space over ``count`` random z; the "mean" of z is the draw whose w lies nearest to the mean w."""
-    z = torch.randn(count, generator.z_dim, generator=rng).to(generator.w_avg)
-    w = torch.cat([generator.mapping(chunk) for chunk in z.split(1000)])
-    return statistics_from_w(generator, space, spread(w), w=w, z=z)
-
-
-@torch.no_grad()
-def statistics_from_w(
-    generator: Generator, space: Space, statistics: WStatistics, *, w: Tensor, z: Tensor
-) -> SpaceStatistics:
-    """Return the spread of a space, given that of w and the draws it came from, w (N, w_dim) and z (N, z_dim)."""
-    if space in ("z", "z+"):
-        nearest = z[(w - statistics.mean).square().sum(1).argmin()][None]
-        mean = nearest if space == "z" else nearest[:, None].expand(-1, generator.num_rows, -1)
-        return SpaceStatistics((mean,), (torch.ones_like(mean),), (math.sqrt(z.shape[1]),))
-    if space == "s":
-        mean = generator.synthesis.styles(generator.broadcast(statistics.mean[None]))
-        drawn = generator.synthesis.styles(generator.broadcast(w[:_S_SAMPLES]))
-        spreads = [spread(values) for values in drawn]
-        return SpaceStatistics(
-            tuple(mean), tuple(s.std[None] for s in spreads), tuple(s.radius for s in spreads)
-        )
-    mean, std = statistics.mean[None], statistics.std[None]
-    if space == "w+":
-        mean, std = generator.broadcast(mean), generator.broadcast(std)
-    return SpaceStatistics((mean,), (std,), (statistics.radius,))
-
-
 @dataclasses.dataclass(eq=False)
 class _Face:
     """The search of one picture: what is fitted, and its own clock."""
 
     parts: list[Tensor]
     noise: list[Tensor]
+    variables: list[Tensor]
     clock: int = 0
     steps: int = 0
     best: float = math.inf
@@ -137,12 +101,14 @@ class Projector:
     Args:
         generator: paints.
         target: (B, 3, R, R), [-1, 1].
-        options: ``method`` is the space.
-        perceptual: (image, image) -> (B,), or None.
+        options: ``method`` is the space, or ``noise``: the codes stand still, in the space of ``init``, else in w.
+        perceptual, identity: (image, image) -> (B,), or None.
         init: codes to start from with ``init="given"``; one serves the whole batch.
         mask: (B or 1, 1, R, R), 0 to 1; the rest of the picture is left free.
+        goals: more pictures that parts of the result shall look like.
         rng: random numbers, on the CPU.
         statistics: spread of the space, when it is known already.
+        whitening: II2S's space P_N, when it is known already.
         noise: noise maps to start from, one (1, 1, r, r) per layer; None for the generator's own.
         noise_scale: see `normalize_noise`.
 
@@ -161,46 +127,90 @@ class Projector:
         options: InversionOptions,
         *,
         perceptual: Distance | None,
+        identity: Distance | None = None,
         init: Latent | None = None,
         mask: Tensor | None = None,
+        goals: Sequence[Goal] = (),
         rng: torch.Generator | None = None,
         statistics: SpaceStatistics | None = None,
+        whitening: Whitening | None = None,
         noise: Sequence[Tensor] | None = None,
         noise_scale: Literal["std", "rms"] = "std",
     ):
-        if options.method not in OPTIMIZED:
-            raise OptionError(f"method is {options.method!r}, expected one of {', '.join(OPTIMIZED)}")
-        if not (options.l2 or (options.perceptual and perceptual is not None)):
-            raise OptionError(
-                "there is nothing to fit: l2 is 0 and so is perceptual, or no feature trunk is at hand for it"
-            )
-        self.generator, self.options, self.perceptual = generator, options, perceptual
-        self.space: Space = options.method  # type: ignore[assignment]
-        self.target = check_image(target, generator).to(generator.w_avg)
-        self.mask = check_mask(mask, self.target)
+        still = options.method == "noise"
+        if options.method not in OPTIMIZED and not still:
+            raise OptionError(f"method is {options.method!r}, expected one of {', '.join(OPTIMIZED)}, noise")
+        if still and not options.fit_noise:
+            raise OptionError("method noise fits the noise maps, but fit_noise is off")
+        self.generator, self.options = generator, options
+        self.space: Space = (init.space if init else "w") if still else options.method  # type: ignore[assignment]
+        own = Goal(target, mask, l2=options.l2, perceptual=options.perceptual)
+        self.aims = [
+            Aim(
+                own,
+                generator,
+                batch=len(target),
+                perceptual=perceptual,
+                identity=identity,
+                identity_weight=options.identity,
+            ),
+            *(Aim(goal, generator, batch=len(target), perceptual=perceptual) for goal in goals),
+        ]
+        self.target = self.aims[0].image
         self.rng = rng or torch.Generator().manual_seed(options.seed)
         self.noise_scale: Literal["std", "rms"] = noise_scale
-        self.statistics = statistics or space_statistics(
-            generator, self.space, count=options.mean_samples, rng=self.rng
-        )
+        self._measure(statistics, whitening)
+        self._weights = None if still else self._layer_weights()
         start = self._start(init)
         maps = noise or [layer.get_buffer("noise")[None, None] for layer in generator.synthesis.layers]
-        self.faces = [
-            _Face(
-                parts=[part[i : i + 1].detach().clone().requires_grad_() for part in start.parts],
-                noise=[values.detach().clone().to(self.target).requires_grad_() for values in maps]
-                if options.fit_noise
-                else [],
-            )
-            for i in range(len(self.target))
-        ]
+        self.faces = [self._face(start, maps, i) for i in range(len(self.target))]
         self.optimizer = torch.optim.Adam(
-            [{"params": face.parts + face.noise} for face in self.faces],
+            [{"params": face.variables} for face in self.faces],
             lr=options.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-8,
         )
-        self._stacked: tuple[list[int], Tensor, Tensor | None] | None = None
+
+    def _measure(self, statistics: SpaceStatistics | None, whitening: Whitening | None) -> None:
+        """Measure the spread of the space, and P_N where it is weighed."""
+        options, weighed = self.options, self.options.p_norm > 0
+        if weighed and self.space not in ("w", "w+"):
+            raise OptionError(f"p_norm measures codes in w and w+, but the search is in {self.space}")
+        if statistics is None or (weighed and whitening is None):
+            z, w = draw_codes(self.generator, options.mean_samples, rng=self.rng)
+            statistics = statistics or statistics_from_w(self.generator, self.space, spread(w), w=w, z=z)
+            whitening = whitening or (whitening_from_w(w) if weighed else None)
+        self.statistics, self.whitening = statistics, whitening
+
+    def _layer_weights(self) -> list[Tensor] | None:
+        """Return 1 for what may change and 0 for the rest, per tensor of the space; None where all may.
+
+        Raises:
+            OptionError: the space has no layers, or the mask has weights between.
+        """
+        if self.options.layers == "all":
+            return None
+        if self.space in ("z", "w"):
+            raise OptionError(
+                f"layers is {self.options.layers!r}, but a code in {self.space} drives all layers"
+            )
+        mask = LayerMask(self.options.layers)
+        weights = mask.styles(self.generator) if self.space == "s" else mask.rows(self.generator)
+        if not ((weights == 0) | (weights == 1)).all() or not weights.any():
+            raise OptionError(
+                f"layers is {self.options.layers!r}, expected layers of this generator, without weights of their own"
+            )
+        weights = weights.to(self.target)
+        return list(weights) if self.space == "s" else [weights[:, None]]
+
+    def _face(self, start: Latent, maps: Sequence[Tensor], i: int) -> _Face:
+        still = self.options.method == "noise"
+        parts = [part[i : i + 1].detach().clone().requires_grad_(not still) for part in start.parts]
+        noise = []
+        if self.options.fit_noise:
+            chosen = [values[i : i + 1] if len(values) > 1 else values for values in maps]
+            noise = [values.detach().clone().to(self.target).requires_grad_() for values in chosen]
+        return _Face(parts, noise, [*([] if still else parts), *noise])
 
     def _start(self, init: Latent | None) -> Latent:
         batch, wanted = len(self.target), self.options.init
@@ -214,7 +224,12 @@ class Projector:
                 raise ShapeError(f"{len(init)} codes to start from, expected 1 or {batch}")
             return init if len(init) == batch else Latent.cat([init] * batch)
         mean = self.statistics.mean
-        parts = [torch.zeros_like(part) if wanted == "zeros" else part for part in mean]
+        if wanted == "zeros":
+            mean = tuple(torch.zeros_like(part) for part in mean)
+        elif wanted == "uniform":
+            # Image2StyleGAN's other start, for what is no face; the same for every picture of a batch.
+            mean = tuple((2 * torch.rand(part.shape, generator=self.rng) - 1).to(part) for part in mean)
+        parts = list(mean)
         parts = [part.expand(batch, *part.shape[1:]) for part in parts]
         return Latent(self.space, tuple(parts) if self.space == "s" else parts[0])
 
@@ -233,7 +248,7 @@ class Projector:
             DivergedError: a loss is infinite or undefined.
         """
         options, faces = self.options, self.active
-        target, mask = self._stack(faces)
+        rows = [i for i, face in enumerate(self.faces) if face in faces]
         times = [face.clock / options.steps for face in faces]
         rates = [
             options.learning_rate * lr_ramp(t, rampup=options.rampup, rampdown=options.rampdown)
@@ -243,13 +258,8 @@ class Projector:
             group["lr"] = rates[faces.index(face)] if face in faces else 0.0
         codes = self._shaken(faces, times, shake)
         image = render(self.generator, codes, self._noise(faces))
-        # Losses, one per picture.
-        figures = self._compare(image, target, mask)
-        if options.w_norm:
-            figures["w_norm"] = self._distance_from_mean(codes)
-        loss = torch.stack([getattr(options, name) * values for name, values in figures.items()]).sum(
-            0
-        )  # (B,)
+        # Losses, one per picture, (B,).
+        figures, loss = self._losses(image, codes, rows)
         if not loss.isfinite().all():
             raise DivergedError(
                 f"the search in {self.space} left the finite numbers at step {max(f.steps for f in faces) + 1}; "
@@ -260,13 +270,15 @@ class Projector:
             penalty = losses.noise_regularizer([values for face in faces for values in face.noise])
             total, noise_reg = total + options.noise_reg * penalty, float(penalty.detach()) / len(faces)
         # One update.
-        variables = [variable for face in faces for variable in (*face.parts, *face.noise)]
+        variables = [variable for face in faces for variable in face.variables]
         self.optimizer.zero_grad(set_to_none=True)
         for variable, gradient in zip(variables, torch.autograd.grad(total, variables), strict=True):
             variable.grad = gradient
+        self._hold_layers(faces)
         self.optimizer.step()
         for face, value in zip(faces, loss.detach().tolist(), strict=True):
-            normalize_noise(face.noise, scale=self.noise_scale)
+            if options.noise_scaled:
+                normalize_noise(face.noise, scale=self.noise_scale)
             self._tick(face, value)
         record = {name: float(values.detach().mean()) for name, values in figures.items()}
         return {
@@ -276,13 +288,30 @@ class Projector:
             "lr": sum(rates) / len(rates),
         }
 
-    def _stack(self, faces: list[_Face]) -> tuple[Tensor, Tensor | None]:
-        """Return target and mask of the active pictures; the same tensors again while nothing changes."""
-        keep = [i for i, face in enumerate(self.faces) if face in faces]
-        if self._stacked is None or self._stacked[0] != keep:
-            mask = None if self.mask is None else self.mask[keep]
-            self._stacked = keep, self.target[keep], mask
-        return self._stacked[1], self._stacked[2]
+    def _losses(self, image: Tensor, codes: Latent, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the terms by name, those of further goals with their number, and the weighted sum, (B,) each."""
+        options = self.options
+        figures, loss = self.aims[0].compare(image, rows)
+        for number, aim in enumerate(self.aims[1:], 1):
+            found, total = aim.compare(image, rows)
+            figures |= {f"{name}_{number}": values for name, values in found.items()}
+            loss = loss + total
+        if options.w_norm and options.method != "noise":
+            figures["w_norm"] = self._distance_from_mean(codes)
+            loss = loss + options.w_norm * figures["w_norm"]
+        if self.whitening is not None and options.p_norm:
+            figures["p_norm"] = self.whitening.norm(codes.tensor)
+            loss = loss + options.p_norm * figures["p_norm"]
+        return figures, loss
+
+    def _hold_layers(self, faces: list[_Face]) -> None:
+        """Take the gradients from layers that may not change; Adam then leaves them where they are."""
+        if self._weights is None:
+            return
+        for face in faces:
+            for part, weight in zip(face.parts, self._weights, strict=True):
+                if part.grad is not None:
+                    part.grad = part.grad * weight
 
     def _shaken(self, faces: list[_Face], times: list[float], shake: Sequence[Tensor] | None) -> Latent:
         options, values = self.options, []
@@ -291,10 +320,11 @@ class Projector:
         ]
         for i, radius in enumerate(self.statistics.radius):
             part = torch.cat([face.parts[i] for face in faces])
-            if any(strength):
+            if any(strength) and options.method != "noise":
                 noise = torch.randn(1, *part.shape[1:], generator=self.rng) if shake is None else shake[i]
                 scale = torch.tensor(strength, device=part.device) * radius
-                part = part + noise.to(part) * scale.view(-1, *[1] * (part.ndim - 1))
+                noise = noise.to(part) * (1 if self._weights is None else self._weights[i])
+                part = part + noise * scale.view(-1, *[1] * (part.ndim - 1))
             values.append(part)
         return Latent(self.space, tuple(values) if self.space == "s" else values[0])
 
@@ -302,15 +332,6 @@ class Projector:
         if not self.options.fit_noise:
             return "constant"
         return [torch.cat(maps) for maps in zip(*(face.noise for face in faces), strict=True)]
-
-    def _compare(self, image: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        return compare(
-            image,
-            target,
-            l2=self.options.l2 > 0,
-            perceptual=self.perceptual if self.options.perceptual > 0 else None,
-            mask=mask,
-        )
 
     def _distance_from_mean(self, codes: Latent) -> Tensor:
         parts = zip(codes.parts, self.statistics.mean, self.statistics.std, strict=True)
@@ -354,77 +375,82 @@ def optimize(
     identity: Distance | None = None,
     init: Latent | None = None,
     mask: Tensor | None = None,
+    goals: Sequence[Goal] = (),
+    encoder: object = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
-    """Invert by searching one latent space; arguments and errors as `limner.inversion.invert`."""
-    start = time.perf_counter()
+    """Invert by searching one latent space, or the noise maps; arguments and errors as `limner.inversion.invert`.
+
+    With ``noise_steps`` a second stage follows: the codes stand still, and the noise maps are fitted without being
+    held normal.
+
+    Source: Abdal et al. 2020, Image2StyleGAN++ (arXiv 1911.11544), section 4.1, for the two stages; Zhu et al. 2020
+    (arXiv 2012.09036) for ii2s, which here is w+ with the distance in P_N and without noise maps.
+    """
+    start, method = time.perf_counter(), options.method
+    if method == "ii2s":
+        options = dataclasses.replace(
+            options, method="w+", fit_noise=False, p_norm=options.p_norm or II2S_P_NORM
+        )
+    if options.init == "encoder":
+        if init is not None:
+            raise OptionError("init is 'encoder', but codes to start from were handed over")
+        init = encoder_codes(generator, image, options, encoder, "init encoder")
+        options = dataclasses.replace(options, init="given")
+    rng = rng or torch.Generator().manual_seed(options.seed)
+    stages = [options]
+    if options.noise_steps and method != "noise":
+        stages.append(
+            dataclasses.replace(
+                options,
+                method="noise",
+                init="given",
+                steps=options.noise_steps,
+                learning_rate=options.noise_learning_rate,
+                rampup=0.0,
+                rampdown=0.0,
+                fit_noise=True,
+                noise_reg=0.0,
+                noise_scaled=False,
+                patience=0,
+                w_norm=0.0,
+                p_norm=0.0,
+            )
+        )
+    total, before = sum(stage.steps for stage in stages), 0
+    steps, noise = [0] * len(image), None
+    result, target, latent = image, image, init
     with frozen(generator):
-        search = Projector(generator, image, options, perceptual=perceptual, init=init, mask=mask, rng=rng)
-        while search.active:
-            record = search.step()
-            if on_step is not None:
-                # The slowest picture tells how far the batch is.
-                on_step(min(face.clock for face in search.faces), options.steps, record, search.image)
-        result = search.image()
+        for stage in stages:
+            search = Projector(
+                generator,
+                image,
+                stage,
+                perceptual=perceptual,
+                identity=identity,
+                init=latent,
+                mask=mask,
+                goals=goals,
+                rng=rng,
+                noise=noise,
+            )
+            while search.active:
+                record = search.step()
+                if on_step is not None:
+                    # The slowest picture tells how far the batch is.
+                    on_step(before + min(face.clock for face in search.faces), total, record, search.image)
+            steps = [done + face.steps for done, face in zip(steps, search.faces, strict=True)]
+            before += stage.steps
+            latent, noise, result, target = search.latent(), search.noise(), search.image(), search.target
+    assert latent is not None
     report = measure(
         result,
-        search.target,
-        method=options.method,
+        target,
+        method=method,
         perceptual=perceptual,
         identity=identity,
-        steps=[face.steps for face in search.faces],
+        steps=steps,
         seconds=time.perf_counter() - start,
     )
-    return Inversion(search.latent(), search.noise(), result, None, report)
-
-
-def compare(
-    image: Tensor, target: Tensor, *, l2: bool, perceptual: Distance | None, mask: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the distances of image pairs by name, (B,) each.
-
-    Args:
-        image, target: (B, 3, R, R).
-        l2: measure the pixels.
-        perceptual: measure the features too.
-        mask: (B or 1, 1, R, R), 0 to 1; outside it the images count as equal.
-    """
-    found = {}
-    if l2:
-        squares = (image - target).square().mean(1, keepdim=True)
-        if mask is None:
-            found["l2"] = squares.mean((1, 2, 3))
-        else:
-            found["l2"] = (squares * mask).sum((1, 2, 3)) / mask.expand_as(squares).sum((1, 2, 3)).clamp_min(
-                1e-6
-            )
-    if perceptual is not None:
-        seen = image if mask is None else torch.lerp(target, image, mask.expand_as(image))
-        found["perceptual"] = perceptual(seen, target)
-    return found
-
-
-def check_image(image: Tensor, generator: Generator) -> Tensor:
-    """Return the image, or raise `ShapeError` unless it is (B, 3, R, R) for the generator and finite."""
-    side, colors = generator.resolution, generator.config()["rgb_channels"]
-    if image.ndim != 4 or image.shape[1:] != (colors, side, side) or not len(image):
-        raise ShapeError(
-            f"image has shape {tuple(image.shape)}, expected (B, {colors}, {side}, {side}) for this generator; "
-            "align and resize it first"
-        )
-    if not image.isfinite().all() or image.abs().max() > 1.01:
-        raise ShapeError("image holds numbers outside [-1, 1]; divide uint8 pixels by 127.5 and subtract 1")
-    return image.detach()
-
-
-def check_mask(mask: Tensor | None, image: Tensor) -> Tensor | None:
-    """Return the mask with the image's batch, or raise `ShapeError` unless it fits and covers something."""
-    if mask is None:
-        return None
-    batch, _, height, width = image.shape
-    if mask.ndim != 4 or mask.shape[0] not in (1, batch) or mask.shape[1:] != (1, height, width):
-        raise ShapeError(f"mask has shape {tuple(mask.shape)}, expected (1 or {batch}, 1, {height}, {width})")
-    if mask.min() < 0 or mask.max() > 1 or (mask.amax((1, 2, 3)) == 0).any():
-        raise ShapeError("mask must hold numbers from 0 to 1 and cover some pixels of every image")
-    return mask.to(image).expand(batch, -1, -1, -1)
+    return Inversion(latent, noise, result, None, report)

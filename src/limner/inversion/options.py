@@ -9,9 +9,12 @@ from limner.errors import OptionError
 from limner.options import Options, knob
 
 OPTIMIZED = ("z", "z+", "w", "w+", "s")
+"""Spaces of codes that can be searched."""
+SEARCHED = (*OPTIMIZED, "noise", "ii2s")
+"""Searches by name: a space; noise maps alone, the codes standing still; II2S, which is w+ near P_N."""
 ENCODED = ("psp", "e4e", "restyle", "hyper")
 COMPACT = ("encoder", "hybrid")
-METHODS = (*OPTIMIZED, "pivotal", *COMPACT, *ENCODED)
+METHODS = (*SEARCHED, "pivotal", *COMPACT, *ENCODED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +22,8 @@ class InversionOptions(Options):
     """How an image is embedded.  The defaults suit small generators on a CPU; `preset` has the published ones."""
 
     method: str = knob("w+", choices=("auto", *METHODS))
-    """space that is searched (w+ is closest to the picture, w easiest to edit), or pivotal: search, then tune the
-    generator around what was found; or encoder: the compact encoder, hybrid: a search in w+ that starts from it, auto:
+    """space that is searched (w+ is closest to the picture, w easiest to edit); or noise: the noise maps alone; or ii2s:
+    w+, kept near the codes of the mapping network; or pivotal: search, then tune the generator around what was found; or encoder: the compact encoder, hybrid: a search in w+ that starts from it, auto:
     the encoder if the generator has one, else w+; or psp, e4e, restyle: an encoder of this kind; or hyper:
     HyperInverter, code and generator from networks"""
     steps: int = knob(150, lo=1, hi=20_000)
@@ -35,19 +38,33 @@ class InversionOptions(Options):
     """weight of the mean squared difference of pixels, [-1, 1]"""
     perceptual: float = knob(1.0, lo=0.0, hi=1e6)
     """weight of the perceptual distance"""
+    identity: float = knob(0.0, lo=0.0, hi=1e6)
+    """weight of the squared distance of the identity embeddings, which keeps the person"""
     w_norm: float = knob(0.0, lo=0.0, hi=1e6)
     """weight of the code's mean squared distance from the mean, in standard deviations; keeps it easy to edit"""
+    p_norm: float = knob(0.0, lo=0.0, hi=1e6)
+    """weight of the same in II2S's space P_N, for w and w+: w before its last Leaky ReLU, in principal components"""
+    layers: str = knob("all")
+    """rows of w+ or z+, or vectors of s, that the search may change, as a layer mask; Image2StyleGAN++ leaves some out
+    when it paints a missing part"""
     fit_noise: bool = knob(True)
     """fit the noise maps too"""
     noise_reg: float = knob(1e5, lo=0.0, hi=1e9)
     """weight of the noise maps' correlation, which keeps the picture out of them"""
+    noise_scaled: bool = knob(True)
+    """bring every noise map back to mean 0 and deviation 1 after each step; Image2StyleGAN++ lets them go, and closer"""
+    noise_steps: int = knob(0, lo=0, hi=20_000)
+    """steps of a second stage that fits the noise maps alone, free and with a steady step size (Image2StyleGAN++)"""
+    noise_learning_rate: float = knob(0.01, lo=1e-5, hi=100.0)
+    """step size of that stage"""
     perturbation: float = knob(0.0, lo=0.0, hi=10.0)
     """random shake of the code at the start, as a share of the spread of w; 0.05 as published helps long searches, and
     costs short ones about 1 dB"""
     perturbation_ramp: float = knob(0.75, lo=0.0, hi=1.0)
     """share of the steps over which the shake fades"""
-    init: str = knob("mean", choices=("mean", "zeros", "given"))
-    """where the search starts: the mean code, zero, or the codes handed over (from an encoder)"""
+    init: str = knob("mean", choices=("mean", "zeros", "uniform", "given", "encoder"))
+    """where the search starts: the mean code, zero, random numbers from -1 to 1, the codes handed over, or what the
+    compact encoder makes of the picture (for w+ and s)"""
     mean_samples: int = knob(10_000, lo=2, hi=1_000_000)
     """random codes from which mean and spread are measured"""
     patience: int = knob(30, lo=0, hi=20_000)
@@ -99,8 +116,10 @@ class EncodeOptions(Options):
 
 
 _PROJECTOR = {"steps": 1000, "l2": 0.0, "perturbation": 0.05, "patience": 0}
+_STEADY = {"learning_rate": 0.01, "rampup": 0.0, "rampdown": 0.0, "fit_noise": False, "patience": 0}
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
+    "stylegan2-projector": {**_PROJECTOR, "method": "w"},
     "rosinality": {**_PROJECTOR, "method": "w"},
     "ada": {**_PROJECTOR, "method": "w", "seed": 303},
     "toonify": {**_PROJECTOR, "method": "w+"},
@@ -111,34 +130,36 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "mean_samples": 600,
     },
-    "ii2s": {
+    "ii2s": {**_STEADY, "method": "ii2s", "steps": 1300, "l2": 1.0, "p_norm": 0.001, "mean_samples": 100_000},
+    "image2stylegan": {**_STEADY, "method": "w+", "steps": 5000, "l2": 0.25},
+    "image2stylegan++": {
+        **_STEADY,
         "method": "w+",
-        "steps": 1300,
-        "learning_rate": 0.01,
-        "rampup": 0.0,
-        "rampdown": 0.0,
-        "l2": 1.0,
-        "w_norm": 0.001,
-        "fit_noise": False,
-        "patience": 0,
-    },
-    "image2stylegan": {
-        "method": "w+",
-        "steps": 5000,
-        "learning_rate": 0.01,
-        "rampup": 0.0,
-        "rampdown": 0.0,
+        "steps": 1500,
         "l2": 0.25,
-        "fit_noise": False,
-        "patience": 0,
+        "noise_steps": 1500,
+        "noise_learning_rate": 0.01,
     },
 }
-"""Published settings of other programs.
+"""Published settings of other programs and papers.
 
-Differs: `ii2s` measures the distance from the mean per entry of w instead of per principal component, and
-`image2stylegan` compares with the trunk at hand instead of four maps of VGG16; its ``l2`` is 0.25 because it works on
-[0, 1].
+``image2stylegan`` and ``image2stylegan++`` have ``l2`` 0.25 because the paper works on [0, 1].
+
+Differs: ``ii2s`` measures P_N on 100,000 codes instead of a million; the steps and step sizes of ``image2stylegan++``
+are those of the public re-implementation; noise maps are not fitted where the original has none.
 """
+
+PRESET_TRUNKS: dict[str, str] = {
+    "stylegan2-projector": "lpips-vgg",
+    "rosinality": "lpips-vgg",
+    "ada": "lpips-vgg",
+    "toonify": "lpips-vgg",
+    "pti": "lpips-vgg",
+    "ii2s": "lpips-vgg",
+    "image2stylegan": "vgg16",
+    "image2stylegan++": "vgg16",
+}
+"""Preset -> the trunk it was published with, which `limner invert` takes where its weights are installed."""
 
 
 def preset(name: str, **changes: Any) -> InversionOptions:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from limner.errors import DivergedError, OptionError
 from limner.inversion.compact import invert_encoder, invert_hybrid
-from limner.inversion.optimize import check_image, check_mask, compare, optimize
+from limner.inversion.goals import check_image, check_mask, compare
+from limner.inversion.optimize import optimize
 from limner.inversion.options import COMPACT, InversionOptions, PivotalOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent, LayerMask, render
@@ -135,20 +136,23 @@ def invert_pivotal(
     """
     start = time.perf_counter()
     rng = rng or torch.Generator().manual_seed(options.seed)
-    searched = options.refinements if pivotal.pivot == "encoder" else options.steps
+    searched = options.refinements if pivotal.pivot == "encoder" else options.steps + options.noise_steps
     total = searched + pivotal.tune_steps
 
     def shifted(by: int) -> OnStep | None:
         report = on_step
         return report and (lambda step, _, record, preview: report(by + step, total, record, preview))
 
-    extra: dict[str, Any] = {"encoder": encoder} if pivotal.pivot in COMPACT else {}
+    extra: dict[str, Any] = {}
+    if pivotal.pivot in COMPACT or options.init == "encoder":
+        extra["encoder"] = encoder
     search = {"encoder": invert_encoder, "hybrid": invert_hybrid}.get(pivotal.pivot, optimize)
     found = search(
         generator,
         image,
-        options if extra else dataclasses.replace(options, method=pivotal.pivot),
+        options if pivotal.pivot in COMPACT else dataclasses.replace(options, method=pivotal.pivot),
         perceptual=perceptual,
+        identity=identity,
         init=init,
         mask=None if pivotal.pivot == "encoder" else mask,
         rng=rng,

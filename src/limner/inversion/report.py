@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from limner import losses
-from limner.errors import ShapeError
+from limner.inversion.distances import Distance, IdentityDistance, TrunkDistance
 from limner.latent import Latent
 
-# (image, image) -> (B,), both (B, 3, H, W) in [-1, 1].
-Distance = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Distance", "FitReport", "IdentityDistance", "Inversion", "OnStep", "TrunkDistance", "measure"]
+
 # (step from 1, steps, plain numbers, function that paints the picture so far)
 OnStep = Callable[[int, int, Mapping[str, float], Callable[[], Tensor]], None]
 
@@ -34,6 +32,8 @@ class FitReport:
         identity: squared distance of the identity embeddings, None without an embedder.
         steps: steps that were taken, all stages together.
         seconds: wall time of the whole call divided by its pictures.
+        trunk_stands_for: the trunk that the method is published with, where another measured in its place.
+        embedder, embedder_stands_for: the same of the identity embedder.
     """
 
     method: str
@@ -44,6 +44,9 @@ class FitReport:
     identity: float | None
     steps: int
     seconds: float
+    trunk_stands_for: str | None = None
+    embedder: str | None = None
+    embedder_stands_for: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -74,57 +77,6 @@ class Inversion:
     def noise_maps(self) -> Any:
         """The noise to render with: the fitted maps, or ``constant``."""
         return "constant" if self.noise is None else self.noise
-
-
-class TrunkDistance:
-    """Perceptual distance on a feature trunk; the second image's features are kept for the next call.
-
-    Args:
-        trunk: image -> maps, such as `limner.nn.features.Lite0`.
-        name: stands in reports.
-        least_px, most_px: smaller and larger images are brought to these sizes first; trunks see little in tiny ones.
-        weights: one per map, see `limner.losses.maps_distance`.
-        compare: (maps, maps) -> (B,), in place of that function, such as LPIPS's weighing of channels.
-    """
-
-    def __init__(
-        self,
-        trunk: Callable[[Tensor], Sequence[Tensor]],
-        *,
-        name: str,
-        least_px: int = 128,
-        most_px: int = 256,
-        weights: Sequence[float] | None = None,
-        compare: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
-    ):
-        self.trunk, self.name = trunk, name
-        self.compare = compare or functools.partial(losses.maps_distance, weights=weights)
-        self.least_px, self.most_px = least_px, most_px
-        self._target: tuple[Tensor, int, list[Tensor]] | None = None
-
-    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        """Two (B, 3, H, W) -> (B,)."""
-        if image.shape != target.shape:
-            raise ShapeError(
-                f"images have shapes {tuple(image.shape)} and {tuple(target.shape)}, expected equal ones"
-            )
-        if target.requires_grad:
-            return self.compare(self._maps(image), self._maps(target))
-        # `_version` grows with every change in place.
-        if self._target is None or self._target[0] is not target or self._target[1] != target._version:
-            with torch.no_grad():
-                self._target = target, target._version, self._maps(target)
-        return self.compare(self._maps(image), self._target[2])
-
-    def _maps(self, image: Tensor) -> list[Tensor]:
-        side = max(image.shape[2:])
-        if side < self.least_px:
-            image = F.interpolate(
-                image, scale_factor=self.least_px / side, mode="bilinear", align_corners=False
-            )
-        elif side > self.most_px:
-            image = F.interpolate(image, scale_factor=self.most_px / side, mode="area")
-        return list(self.trunk(image))
 
 
 @torch.no_grad()
@@ -162,6 +114,9 @@ def measure(
             identity=strange[i],
             steps=steps[i],
             seconds=seconds / len(image),
+            trunk_stands_for=getattr(perceptual, "stands_for", None),
+            embedder=getattr(identity, "name", None),
+            embedder_stands_for=getattr(identity, "stands_for", None),
         )
         for i in range(len(image))
     ]
