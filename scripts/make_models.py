@@ -44,7 +44,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="do not start from the weights that are there")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of each; 0: the cores, shared")
-    parser.add_argument("--seconds-scale", type=float, default=1.0, metavar="X", help="factor of time limits")
+    parser.add_argument(
+        "--seconds-scale", type=float, default=1.0, metavar="X", help="factor of times and images"
+    )
     parser.add_argument(
         "--every", type=float, default=30.0, metavar="SECONDS", help="between lines of progress"
     )

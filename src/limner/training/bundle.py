@@ -18,7 +18,7 @@ from typing import Any
 
 from limner.errors import OptionError, ZooError
 from limner.files import replacing
-from limner.options import Options, from_mapping, knob, read_recipe
+from limner.options import Options, from_mapping, knob, read_recipe, to_mapping
 from limner.zoo import file_digest
 
 SUFFIXES = (".safetensors", ".limner")
@@ -37,6 +37,8 @@ class Step(Options):
     """words to add when the file of the job is there already, to start from it"""
     seconds: float = knob(0.0, lo=0)
     """what {seconds} stands for, less what an earlier try has used; 0 for no limit"""
+    kimg: float = knob(0.0, lo=0)
+    """what {kimg} stands for: thousands of images that fit into the time; {half_kimg} is half of it, for the decay"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,10 @@ def recipe_digest(job: Job, root: Path) -> str:
     Raises:
         OptionError: a file of the recipe is missing.
     """
-    parts: list[Any] = [[dataclasses.astuple(step) for step in job.steps]]
+    # Fields at their default stay out, so that a new field does not make every model stale.
+    parts: list[Any] = [
+        [{name: value for name, value in to_mapping(step).items() if value} for step in job.steps]
+    ]
     for name in job.recipe:
         file = root / name
         if not file.is_file():

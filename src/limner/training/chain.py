@@ -87,7 +87,7 @@ class Chain:
         runs: folder for the jobs' folders.
         slots: jobs at a time.
         threads: of each.
-        seconds_scale: factor of the time limits of steps.
+        seconds_scale: factor of the time limits of steps, and of the images that fit into them.
         warm: start from the files that are there, where a step knows how.
         on_event: called with (job, its progress, a line) when a step begins, ends, fails, and now and then between.
         every_s: seconds between the calls in between.
@@ -249,6 +249,8 @@ class Chain:
             "bundled": str(self.bundled.resolve()),
             "parent": job.parent,
             "seconds": f"{left:.1f}",
+            "kimg": f"{step.kimg * self.scale:g}",
+            "half_kimg": f"{step.kimg * self.scale / 2:g}",
         }
         words = split_words(step.run, places)
         if self.warm and all((folder / "old" / file).is_file() for file in job.files):
