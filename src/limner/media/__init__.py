@@ -13,20 +13,27 @@ from limner.media.pixels import (
     to_image,
     to_pixels,
 )
+from limner.media.sequence import FILMS, READABLE_FILMS, check_film, is_film, read_film, write_film
 
 __all__ = [
+    "FILMS",
     "MAX_MEGAPIXELS",
+    "READABLE_FILMS",
     "WRITABLE",
     "Photo",
     "SourceType",
+    "check_film",
     "check_pixels",
+    "is_film",
     "join_side_by_side",
     "make_sheet",
     "read",
+    "read_film",
     "read_provenance",
     "resize_image",
     "resize_pixels",
     "to_image",
     "to_pixels",
     "write",
+    "write_film",
 ]

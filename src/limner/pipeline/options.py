@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from limner import zoo
 from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
 from limner.options import Options, knob
 from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
@@ -75,3 +76,29 @@ class LearnOptions(JojoganOptions):
     """how strongly the pictures' codes are kept near faces that the generator knows; drawings need some"""
     file_kilobytes: int = knob(450, lo=20, hi=1_000_000)
     """size of the style file, at most"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PortraitOptions(DetectOptions, TrunkOptions):
+    """How the faces that are edited are found: in photos, in latent files, or from seeds."""
+
+    model: str = zoo.DEFAULT_GENERATOR
+    """generator, name or file"""
+    encoder: str = ""
+    """compact encoder in place of the generator's own, name or file"""
+    inverter: str = knob("auto", choices=INVERTERS)
+    """how a face of a photo is embedded: encoder takes a moment, hybrid searches on from there; auto is encoder if the
+    generator has one, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
+    the generator to the person, which is closest and slowest"""
+    invert_steps: int = knob(150, lo=1, hi=20_000)
+    """steps of the search"""
+    tune_steps: int = knob(100, lo=1, hi=20_000)
+    """steps of tuning with the inverter pivotal"""
+    face: str = "largest"
+    """which face of a photo: largest, all, or the number of one face, 1 being the largest"""
+    aligned: bool = False
+    """the photos are aligned faces already: take each as a whole"""
+    psi: float = knob(0.7, lo=-2.0, hi=2.0)
+    """truncation of random faces, seed:N: 0 is the mean face, 1 the full variety"""
+    seed: int = knob(0, lo=0, hi=2**31 - 1)
+    """seed of the random numbers"""

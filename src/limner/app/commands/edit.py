@@ -1,0 +1,518 @@
+"""``limner edit``: morph, mix, transfer, expression, crossover, inpaint, direction.
+
+Faces are photos (aligned and embedded first), latent files, films as driving sequences, or ``seed:N``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner import editing
+from limner.app.console import Console
+from limner.app.edited import SequenceOptions, check_out, write_picture, write_sequence
+from limner.errors import OptionError
+from limner.options import Options, knob, to_mapping
+from limner.pipeline.options import PortraitOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from limner.editing import Portrait
+    from limner.pipeline import Models
+    from limner.pipeline.portraits import Sitter
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MorphOptions(editing.MorphOptions, SequenceOptions, PortraitOptions):
+    """Options of ``limner edit morph``."""
+
+    faces: tuple[str, ...] = knob()
+    """two faces or more, in the order they turn into each other: photos, latent files, or seed:N for random faces"""
+    out: Path = Path("morph.gif")
+    """a film (.gif, .mp4), a strip (.png, .jpg, ...), or a folder for one picture per frame"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixOptions(editing.MixOptions, PortraitOptions):
+    """Options of ``limner edit mix``."""
+
+    faces: tuple[str, ...] = knob()
+    """faces whose other layers stay: photos, latent files, or seed:N for random faces"""
+    styles: tuple[str, ...] = knob(())
+    """faces that the layers are taken from, of the same kinds; required"""
+    grid: bool = False
+    """write one sheet with a face per row and a style per column instead of one picture each"""
+    out: Path = Path("mixed")
+    """folder for the pictures; a name that ends in .png, .jpg, ... is one picture or sheet"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OneOptions(Options):
+    """What the commands with one result have."""
+
+    compare: bool = False
+    """write the given faces and the result side by side"""
+    save_latent: Path | None = None
+    """also write the edited codes, with noise maps and change of the generator, to this .safetensors file"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferOptions(_OneOptions, editing.TransferOptions, PortraitOptions):
+    """Options of ``limner edit transfer``."""
+
+    portrait: str = knob()
+    """the face: a photo, a latent file, or seed:N for a random face"""
+    style: str = knob()
+    """the face whose style it gets, of the same kinds; with --way gram any picture"""
+    region: str = ""
+    """with --way gram, where the style goes: a name (face, mouth, nose, eyes, upper, left, ...), several joined by +, box:LEFT:TOP:RIGHT:BOTTOM
+    or ellipse:X:Y:HALF_WIDTH:HALF_HEIGHT in shares of the side, or a picture, white there; 'not ' in front inverts"""
+    out: Path = Path("transfer.png")
+    """the picture"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpressionOptions(_OneOptions, editing.ExpressionOptions, SequenceOptions, PortraitOptions):
+    """Options of ``limner edit expression``."""
+
+    portrait: str = knob()
+    """the face that changes: a photo, a latent file, or seed:N for a random face"""
+    neutral: str = knob("", positional=True)
+    """another face without the expression; left out with --driving, its first frame"""
+    expressive: str = knob("", positional=True)
+    """that face with the expression"""
+    driving: tuple[str, ...] = knob(())
+    """a film of that face, or its frames in order, instead of one expression"""
+    region: str = ""
+    """the part that changes: a name (face, mouth, nose, eyes, upper, left, ...), several joined by +, box:... or
+    ellipse:... or a picture, as for limner edit transfer; left out, all of it"""
+    out: Path = Path("expression.png")
+    """the picture; with --driving a film (.gif, .mp4), a strip (.png, ...), or a folder for one picture per frame"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossoverOptions(_OneOptions, editing.CrossoverOptions, PortraitOptions):
+    """Options of ``limner edit crossover``."""
+
+    portrait: str = knob()
+    """the face around the region: a photo, a latent file, or seed:N for a random face"""
+    other: str = knob()
+    """the face within it"""
+    region: str = "left"
+    """the part that comes from the other: a name (face, mouth, nose, eyes, upper, left, ...), several joined by +, box:...
+    or ellipse:... or a picture, as for limner edit transfer"""
+    out: Path = Path("crossover.png")
+    """the picture"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InpaintOptions(_OneOptions, editing.InpaintOptions, PortraitOptions):
+    """Options of ``limner edit inpaint``."""
+
+    photo: Path = knob()
+    """the photo; its aligned face is what is filled"""
+    hole: str = knob()
+    """the missing part: a name (face, mouth, nose, eyes, upper, left, ...), several joined by +, box:... or ellipse:...
+    of the aligned face, or a picture, white there; one of the photo's size is aligned with it"""
+    keep: bool = True
+    """take what is known from the photo; no gives the painted face alone"""
+    out: Path = Path("inpainted.png")
+    """the picture"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectionOptions(_OneOptions, editing.DirectionOptions, SequenceOptions, PortraitOptions):
+    """Options of ``limner edit direction``."""
+
+    portrait: str = knob()
+    """the face: a photo, a latent file, or seed:N for a random face"""
+    directions: Path = knob()
+    """file of directions"""
+    move: tuple[str, ...] = knob(())
+    """positions of the sliders, such as smile=2,age=-1; NAME=FROM:TO gives a sequence of pictures"""
+    frames: int = knob(7, lo=2, hi=10_000)
+    """pictures of such a sequence"""
+    region: str = ""
+    """the part that changes: a name (face, mouth, nose, eyes, upper, left, ...), several joined by +, box:... or
+    ellipse:... or a picture, as for limner edit transfer; left out, all of it"""
+    out: Path = Path("direction.png")
+    """the picture; of a sequence a film (.gif, .mp4), a strip (.png, ...), or a folder for one picture per frame"""
+
+
+def run_morph(options: MorphOptions, console: Console) -> int:
+    """Turn faces into each other."""
+    check_out(options.out, film=True)
+    models = _load(options, console)
+    sitters = [sitter for word in options.faces for sitter in _read(word, options, models, console)]
+    morph = editing.morph(
+        models.generator, [one.portrait for one in sitters], _part(options, editing.MorphOptions)
+    )
+    files = write_sequence(
+        options.out,
+        len(morph),
+        lambda i: _show(models, morph[i]),
+        options,
+        _about("edit morph", options, models),
+        console,
+    )
+    return _done(files, console, frames=len(morph))
+
+
+def run_mix(options: MixOptions, console: Console) -> int:
+    """Mix faces with styles."""
+    if not options.styles:
+        raise OptionError("limner edit mix: name the faces that the layers are taken from with --styles")
+    check_out(options.out, film=False)
+    models = _load(options, console)
+    faces = [one for word in options.faces for one in _read(word, options, models, console)]
+    styles = [one for word in options.styles for one in _read(word, options, models, console)]
+    about, how = _about("edit mix", options, models), _part(options, editing.MixOptions)
+    single = len(faces) == len(styles) == 1
+    if options.grid or (options.out.suffix and not single):
+        sheet = editing.mix_sheet(
+            models.generator,
+            [one.portrait for one in faces],
+            [one.portrait for one in styles],
+            how,
+            names=[one.name for one in faces],
+            style_names=[one.name for one in styles],
+        )
+        return _done([write_picture(options.out, "mixed", sheet, about)], console)
+    files = []
+    for face, style in console.track([(face, style) for face in faces for style in styles], "Mixing"):
+        mixed = editing.mix_styles(models.generator, face.portrait, style.portrait, how)
+        files.append(write_picture(options.out, f"{face.name}+{style.name}", _show(models, mixed), about))
+    return _done(files, console)
+
+
+def run_transfer(options: TransferOptions, console: Console) -> int:
+    """Put a style on a face."""
+    from limner import media
+    from limner.pipeline.portraits import square_picture
+
+    check_out(options.out, film=False)
+    if options.region and options.way == "layers":
+        raise OptionError("a region needs --way gram: the way of layers changes the whole picture")
+    models = _load(options, console)
+    (face,) = _read(options.portrait, options, models, console, one=True)
+    style: Any
+    if options.way == "gram" and Path(options.style).suffix.lower() in PICTURES:
+        pixels = square_picture(media.read(options.style).pixels, models)
+        style, shown = media.to_image(pixels).to(models.device), pixels
+    else:
+        (sitter,) = _read(options.style, options, models, console, one=True)
+        style, shown = sitter.portrait, _show(models, sitter.portrait)
+    region = _region(options.region, options.feather, models) if options.region else None
+    trunk = getattr(models.trunk, "trunk", models.trunk)
+    with console.progress(_steps(options), "Searching") as progress:
+        found = editing.transfer_style(
+            models.generator,
+            face.portrait,
+            style,
+            _part(options, editing.TransferOptions),
+            trunk=trunk,
+            perceptual=models.make_distance(),
+            region=region,
+            on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
+        )
+    given = [_show(models, face.portrait), shown]
+    return _finish(
+        options, console, models, found.portrait, found.image, given, ("face", "style", "result"), "transfer"
+    )
+
+
+def run_expression(options: ExpressionOptions, console: Console) -> int:
+    """Carry an expression over, or those of a driving sequence."""
+    if bool(options.driving) == bool(options.expressive):
+        raise OptionError(
+            "limner edit expression: name a neutral and an expressive face, or a sequence with --driving"
+        )
+    check_out(options.out, film=bool(options.driving))
+    models = _load(options, console)
+    (face,) = _read(options.portrait, options, models, console, one=True)
+    how = _part(options, editing.ExpressionOptions)
+    region = _region(options.region, options.feather, models) if options.region else None
+    neutral = (
+        _read(options.neutral, options, models, console, one=True)[0].portrait if options.neutral else None
+    )
+    if options.driving:
+        driving = [one.portrait for word in options.driving for one in _read(word, options, models, console)]
+        driven = list(
+            editing.drive_expression(models.generator, face.portrait, driving, how, neutral=neutral)
+        )
+        files = write_sequence(
+            options.out,
+            len(driven),
+            lambda i: _show(models, driven[i], face.portrait, region),
+            options,
+            _about("edit expression", options, models),
+            console,
+        )
+        return _done(files, console, frames=len(driven))
+    assert neutral is not None  # positionals come in order
+    (expressive,) = _read(options.expressive, options, models, console, one=True)
+    edited = editing.transfer_expression(models.generator, face.portrait, neutral, expressive.portrait, how)
+    image = _picture(models, edited, face.portrait, region)
+    given = [_show(models, one) for one in (face.portrait, neutral, expressive.portrait)]
+    labels = ("face", "neutral", "expressive", "result")
+    return _finish(options, console, models, edited, image, given, labels, "expression")
+
+
+def run_crossover(options: CrossoverOptions, console: Console) -> int:
+    """Put a region of one face into another."""
+    check_out(options.out, film=False)
+    models = _load(options, console)
+    (face,) = _read(options.portrait, options, models, console, one=True)
+    (other,) = _read(options.other, options, models, console, one=True)
+    with console.progress(_steps(options), "Searching") as progress:
+        found = editing.crossover(
+            models.generator,
+            face.portrait,
+            other.portrait,
+            _region(options.region, options.feather, models),
+            _part(options, editing.CrossoverOptions),
+            perceptual=models.make_distance(),
+            on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
+        )
+    given = [_show(models, one.portrait) for one in (face, other)]
+    labels = ("face", "other", "result")
+    return _finish(options, console, models, found.portrait, found.image, given, labels, "crossover")
+
+
+def run_inpaint(options: InpaintOptions, console: Console) -> int:
+    """Fill the hole of a photo's face."""
+    from limner import media
+    from limner.faces import AlignOptions, crop_face, find_alignments
+    from limner.pipeline.portraits import embed_filled
+
+    check_out(options.out, film=False)
+    models = _load(options, console)
+    pixels = media.read(options.photo).pixels
+    side = models.generator.resolution
+    align = AlignOptions(
+        size=side, face="largest" if options.face == "all" else options.face, aligned=options.aligned
+    )
+    (alignment,) = find_alignments(pixels, align, options, detector=models.detector, where=str(options.photo))
+    crop = crop_face(pixels, alignment)
+    mask = media.read(options.hole).pixels if _is_picture(options.hole) else None
+    if mask is not None and mask.shape == pixels.shape:
+        mask = crop_face(mask, alignment)
+    hole = _region(options.hole, options.feather, models, mask)
+    image = media.to_image(crop).to(models.device)
+    with console.progress(_steps(options), "Searching") as progress:
+        found = editing.inpaint(
+            models.generator,
+            image,
+            hole,
+            _part(options, editing.InpaintOptions),
+            perceptual=models.make_distance(),
+            start=embed_filled(image, hole, models),
+            on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
+        )
+    grey = image * (1 - hole.to(image))
+    given = media.to_pixels(grey) + media.to_pixels(found.image)
+    result = found.composite if options.keep else found.image
+    labels = ("photo", "painted", "result")
+    return _finish(
+        options, console, models, found.portrait, result, given, labels, "inpaint", mixed=options.keep
+    )
+
+
+def run_direction(options: DirectionOptions, console: Console) -> int:
+    """Move a face along directions."""
+    sweep = _parse_moves(options.move)
+    moving = any(start != end for start, end in sweep.values())
+    check_out(options.out, film=moving)
+    models = _load(options, console)
+    directions = _read_directions(options.directions, models)
+    (face,) = _read(options.portrait, options, models, console, one=True)
+    how = _part(options, editing.DirectionOptions)
+    region = _region(options.region, options.feather, models) if options.region else None
+
+    def moved(share: float) -> Portrait:
+        amounts = {name: start + share * (end - start) for name, (start, end) in sweep.items()}
+        return editing.move(models.generator, face.portrait, directions, amounts, how)
+
+    if moving:
+        shares = [i / (options.frames - 1) for i in range(options.frames)]
+        labels = []
+        if len(sweep) == 1:
+            ((start, end),) = sweep.values()
+            labels = [f"{start + share * (end - start):+.2g}" for share in shares]
+        files = write_sequence(
+            options.out,
+            options.frames,
+            lambda i: _show(models, moved(shares[i]), face.portrait, region),
+            options,
+            _about("edit direction", options, models),
+            console,
+            labels=labels,
+        )
+        return _done(files, console, frames=options.frames)
+    image = _picture(models, moved(0.0), face.portrait, region)
+    given = [_show(models, face.portrait)]
+    return _finish(options, console, models, moved(0.0), image, given, ("face", "result"), "direction")
+
+
+def _load(options: PortraitOptions, console: Console) -> Models:
+    from limner.app.device import pick_device
+    from limner.pipeline import load_models
+
+    return load_models(
+        options.model,
+        encoder=options.encoder or None,
+        trunk=options.trunk,
+        device=pick_device(console.settings),
+    )
+
+
+def _read(
+    word: str, options: PortraitOptions, models: Models, console: Console, *, one: bool = False
+) -> list[Sitter]:
+    """Read the faces that a word names; with ``one``, exactly one."""
+    from limner.pipeline.portraits import read_sitters
+
+    if one and options.face == "all":
+        options = dataclasses.replace(options, face="largest")
+    with console.progress(None, f"Embedding {Path(word).name}") as progress:
+
+        def show(step: Any) -> None:
+            progress.total = step.steps
+            progress.set(step.step, f"loss {step.loss:.3f}")
+
+        sitters = read_sitters(word, options, models=models, on_step=show)
+    if one and len(sitters) != 1:
+        raise OptionError(f"{word} holds {len(sitters)} faces, expected one here")
+    return sitters
+
+
+def _read_directions(path: Path, models: Models) -> dict[str, editing.Direction]:
+    from limner.errors import KeyMismatchError
+    from limner.nn import deltas
+
+    directions, notes = editing.load_directions(path)
+    base = notes.get("base")
+    if isinstance(base, dict) and base.get("digest") not in (None, deltas.digest(models.generator)):
+        raise KeyMismatchError(
+            f"{path} holds directions of another generator ({base.get('name', 'unnamed')}), not of {models.base}"
+        )
+    return directions
+
+
+def _parse_moves(words: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Read NAME=AMOUNT and NAME=FROM:TO."""
+    found: dict[str, tuple[float, float]] = {}
+    for word in words:
+        name, _, amount = word.partition("=")
+        try:
+            numbers = [float(number) for number in amount.split(":")]
+        except ValueError:
+            numbers = []
+        if not name or len(numbers) not in (1, 2) or not all(abs(number) <= 100 for number in numbers):
+            raise OptionError(
+                f"move is {word!r}, expected NAME=AMOUNT or NAME=FROM:TO with numbers up to 100"
+            )
+        found[name.strip()] = (numbers[0], numbers[-1])
+    if not found:
+        raise OptionError("limner edit direction: say which slider moves, such as --move smile=2")
+    return found
+
+
+def _is_picture(text: str) -> bool:
+    return Path(text).suffix.lower() in PICTURES
+
+
+def _region(text: str, feather: float, models: Models, mask: np.ndarray | None = None) -> Tensor:
+    """Return the region that the text names, or that a picture shows."""
+    from limner import media
+    from limner.editing.region import make_region, region_from_pixels
+
+    side = models.generator.resolution
+    if mask is None and _is_picture(text):
+        mask = media.read(text).pixels
+    region = (
+        make_region(text, side, feather=feather)
+        if mask is None
+        else region_from_pixels(mask, side, feather=feather)
+    )
+    return region.to(models.device)
+
+
+def _part(options: Options, cls: type) -> Any:
+    """Return the part of a command's options that a method takes."""
+    return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
+
+
+def _steps(options: Any) -> int:
+    return options.steps * (2 if options.noise == "after" else 1)
+
+
+def _picture(
+    models: Models, edited: Portrait, face: Portrait | None = None, region: Tensor | None = None
+) -> Tensor:
+    if face is None or region is None:
+        return editing.paint(models.generator, edited)
+    return editing.paint_inside(models.generator, face, edited, region)
+
+
+def _show(
+    models: Models, edited: Portrait, face: Portrait | None = None, region: Tensor | None = None
+) -> np.ndarray:
+    from limner import media
+
+    return media.to_pixels(_picture(models, edited, face, region))[0]
+
+
+def _about(command: str, options: Options, models: Models) -> dict[str, Any]:
+    return {"command": command, **to_mapping(options), "base": models.base}
+
+
+def _finish(
+    options: Any,
+    console: Console,
+    models: Models,
+    portrait: Portrait,
+    image: Tensor,
+    given: list[np.ndarray],
+    labels: tuple[str, ...],
+    name: str,
+    *,
+    mixed: bool = False,
+) -> int:
+    """Write one result, beside what it was made of where that is asked for, and its codes."""
+    from limner import media
+
+    about = _about(f"edit {name}", options, models)
+    pixels = media.to_pixels(image)[0]
+    if options.compare:
+        pixels = media.make_sheet([[*given, pixels]], column_labels=labels)
+    kind: Any = "compositeWithTrainedAlgorithmicMedia" if mixed else "trainedAlgorithmicMedia"
+    files = [write_picture(options.out, name, pixels, about, source_type=kind)]
+    if options.save_latent is not None:
+        from limner.latent import save_latent
+        from limner.nn import deltas
+
+        delta = portrait.delta(models.generator)
+        notes = {"options": about, "base": {"name": models.base, "digest": deltas.digest(models.generator)}}
+        files.append(
+            save_latent(
+                options.save_latent,
+                portrait.latent,
+                noise=portrait.noise,
+                delta=deltas.compress(delta).tensors if delta else None,
+                metadata=notes,
+            )
+        )
+    return _done(files, console)
+
+
+def _done(files: list[Path], console: Console, **more: Any) -> int:
+    where = ", ".join(map(str, files)) if len(files) <= 2 else f"{len(files)} pictures in {files[0].parent}"
+    console.print(f"wrote {where}")
+    console.result(files=files, **more)
+    return 0

@@ -1,0 +1,178 @@
+"""Faces to edit: from photos, films, latent files and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from limner import media
+from limner.editing.portrait import Portrait, paint
+from limner.errors import KeyMismatchError, OptionError, ShapeError
+from limner.faces import crop_face, whole_picture
+from limner.inversion import InversionOptions, invert
+from limner.latent import Latent, load_latent
+from limner.nn import deltas
+from limner.pipeline.models import Models
+from limner.pipeline.options import PhotoOptions, PortraitOptions
+from limner.pipeline.photos import SEARCH, OnStep, embed_faces
+
+LATENTS = (".safetensors", ".npz", ".npy")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sitter:
+    """A face that was read.
+
+    Attributes:
+        name: for files and labels.
+        portrait: its codes, with noise maps and change of the generator.
+        crop: the photo's aligned face, uint8 (R, R, 3); None where no photo was named.
+    """
+
+    name: str
+    portrait: Portrait
+    crop: np.ndarray | None = None
+
+
+def read_sitters(
+    source: str | Path,
+    options: PortraitOptions | None = None,
+    *,
+    models: Models,
+    on_step: OnStep | None = None,
+) -> list[Sitter]:
+    """Read the faces that a word names.
+
+    Args:
+        source: a photo, a film (every frame gives a face), a latent file (every code does), or ``seed:N`` or
+            ``seed:FIRST-LAST`` for random faces.
+        options: how photos are embedded.
+        models: see `limner.pipeline.load_models`.
+        on_step: called after every step of a search.
+
+    Raises:
+        MediaError, CheckpointError: a file that cannot be read.
+        KeyMismatchError: codes of another generator.
+        ShapeError: codes that do not fit the generator.
+        FaceNotFoundError: no face in a photo, or in a film's frame.
+        OptionError, DivergedError: see `limner.inversion.invert`.
+    """
+    options = options or PortraitOptions()
+    text, path = str(source), Path(source)
+    if text.startswith("seed:"):
+        return _from_seeds(text, options, models)
+    if path.suffix.lower() in LATENTS:
+        return _from_latents(path, models)
+    if path.suffix.lower() in media.READABLE_FILMS:
+        sitters = []
+        for number, pixels in enumerate(media.read_film(path), 1):
+            where = f"{path}, frame {number}"
+            frame = dataclasses.replace(options, face="largest" if options.face == "all" else options.face)
+            sitters += _from_pixels(pixels, f"{path.stem}-{number:04d}", frame, models, where, on_step)
+        return sitters
+    return _from_pixels(media.read(path).pixels, path.stem, options, models, str(path), on_step)
+
+
+def embed_filled(image: torch.Tensor, hole: torch.Tensor, models: Models) -> Portrait | None:
+    """Return what the compact encoder makes of a picture whose hole shows the mean face; None where there is no encoder.
+
+    Args:
+        image: (1, 3, R, R).
+        hole: (1, 1, R, R), 1 where it is missing.
+        models: the generator, and its compact encoder if it has one.
+    """
+    if models.compact is None:
+        return None
+    mean = Portrait(Latent("w", models.generator.w_avg[None]))
+    filled = torch.lerp(image, paint(models.generator, mean), hole.to(image))
+    options = InversionOptions(method="encoder", **SEARCH)
+    found = invert(
+        models.generator, filled, options, perceptual=models.make_distance(), encoder=models.compact
+    )
+    return Portrait.of(found)
+
+
+def square_picture(pixels: np.ndarray, models: Models) -> np.ndarray:
+    """Return the middle square of a picture at the generator's size: what a style is read from need not be a face."""
+    return crop_face(pixels, whole_picture(pixels, models.generator.resolution))
+
+
+def _from_pixels(
+    pixels: np.ndarray,
+    name: str,
+    options: PortraitOptions,
+    models: Models,
+    where: str,
+    on_step: OnStep | None,
+) -> list[Sitter]:
+    names = {field.name for field in dataclasses.fields(PhotoOptions)}
+    shared: dict[str, Any] = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name in names
+    }
+    found = embed_faces(pixels, PhotoOptions(**shared), models=models, where=where, on_step=on_step)
+    sitters = []
+    for number, (alignment, inversion) in enumerate(found, 1):
+        target = crop_face(pixels, alignment)
+        label = name if len(found) == 1 else f"{name}_{number:02d}"
+        sitters.append(Sitter(label, Portrait.of(inversion), target))
+    return sitters
+
+
+def _from_latents(path: Path, models: Models) -> list[Sitter]:
+    file = load_latent(path)
+    base = file.metadata.get("base")
+    if isinstance(base, dict) and base.get("digest") and base["digest"] != deltas.digest(models.generator):
+        raise KeyMismatchError(
+            f"{path} holds codes of another generator ({base.get('name', 'unnamed')}), not of {models.base}; name "
+            "that one with --model, or embed the photo again"
+        )
+    check_codes(file.latent, models, path)
+    count = len(file.latent)
+    names = [path.stem] if count == 1 else [f"{path.stem}_{n:02d}" for n in range(1, count + 1)]
+    return [Sitter(name, Portrait.of(file, i)) for i, name in enumerate(names)]
+
+
+def check_codes(latent: Latent, models: Models, where: object) -> None:
+    """Raise `ShapeError` unless codes fit the generator."""
+    generator = models.generator
+    width, rows = len(generator.w_avg), generator.num_rows
+    wanted = {
+        "z": [(generator.z_dim,)],
+        "z+": [(rows, generator.z_dim)],
+        "w": [(width,)],
+        "w+": [(rows, width)],
+        "s": [],
+    }[latent.space]
+    if latent.space == "s":
+        like: Sequence[torch.Tensor] = generator.synthesis.styles(generator.broadcast(generator.w_avg[None]))
+        wanted = [tuple(part.shape[1:]) for part in like]
+    shapes = [tuple(part.shape[1:]) for part in latent.parts]
+    if shapes != wanted:
+        raise ShapeError(
+            f"{where} holds codes in {latent.space} of shape {shapes}, expected {wanted} for {models.base or 'this'}, a "
+            f"{generator.resolution} px generator"
+        )
+
+
+def _from_seeds(text: str, options: PortraitOptions, models: Models) -> list[Sitter]:
+    match = re.fullmatch(r"seed:(\d{1,9})(?:-(\d{1,9}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not 0 <= last - first < 1000:
+        raise OptionError(
+            f"{text!r} is no seed; expected seed:N or seed:FIRST-LAST with at most 1000 numbers"
+        )
+    generator, sitters = models.generator, []
+    for seed in range(first, last + 1):
+        z = torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(models.device)
+        with torch.no_grad():
+            w_plus = generator.truncate(generator.broadcast(generator.mapping(z)), options.psi)
+        sitters.append(Sitter(f"seed{seed}", Portrait(Latent("w+", w_plus))))
+    return sitters
