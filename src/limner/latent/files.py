@@ -111,7 +111,9 @@ def load_latent(path: str | Path, *, space: Space | None = None) -> LatentFile:
     if head[8:9] == b"{":
         return _read_native(path, space)
     hint = (
-        "; PyTorch files are read by limner.checkpoints" if head[:2] == b"PK" or head[:1] == b"\x80" else ""
+        "; PyTorch files are read by limner.checkpoints.latents.load_latent"
+        if head[:2] == b"PK" or head[:1] == b"\x80"
+        else ""
     )
     raise UnknownFormatError(f"{path} is no latent file; known are .safetensors, .npz and .npy{hint}")
 
@@ -174,7 +176,8 @@ def _numpy_error(path: Path, error: Exception) -> CheckpointError:
     if "allow_pickle" in str(error):
         return CheckpointError(
             f"{path} holds pickled Python objects (a dict of codes, as DualStyleGAN and ReStyle write), which Limner "
-            "does not run; save each code as a plain array with numpy.save instead"
+            "does not run; limner.checkpoints.latents reads them as data, or save each code as a plain array with "
+            "numpy.save"
         )
     return CheckpointError(f"{path} is damaged: {error}")
 
