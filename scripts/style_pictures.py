@@ -2,8 +2,8 @@
 
     python scripts/style_pictures.py ../shared/data
 
-Bronze and sanguine are renders of synthetic heads, their greys replaced by the colours of metal and of red chalk; ink
-and pastel are drawings as they are.  The pictures of the other styles are renders without a change.
+Bronze, sanguine and ink are renders of synthetic heads, their greys replaced by the colours of metal, of red chalk and
+by black and white; pastel is a drawing as it is.  The pictures of the other styles are renders without a change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 PICTURES = Path("src/limner/bundled/style_pictures")
 # Grey (0-255) -> colour; between two stops the colour changes evenly.
@@ -26,9 +26,11 @@ GRADIENTS = {
         240: (255, 236, 188),
     },
     "sanguine": {40: (104, 26, 14), 130: (176, 72, 44), 210: (226, 164, 128), 246: (246, 232, 208)},
+    "ink": {97: (16, 14, 20), 117: (250, 248, 240)},
 }
-TINTED = {"bronze": ("clay", 20305), "sanguine": ("pencil", 20402)}
-DRAWN = {"ink": ("lorelei", 39), "pastel": ("personas", 32)}
+TINTED = {"bronze": ("clay", 20305), "sanguine": ("pencil", 20402), "ink": ("comic", 20309)}
+SMOOTHED = ("ink",)  # dots and thin strokes would become specks
+DRAWN = {"pastel": ("personas", 32)}
 QUALITY = 92
 
 
@@ -50,8 +52,10 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, (look, seed) in TINTED.items():
         folder = arguments.data / "paired-256"
-        picture = tint(Image.open(folder / look / f"{seed:06d}.jpg"), GRADIENTS[name])
-        picture.save(arguments.out / f"{name}.jpg", quality=QUALITY)
+        picture = Image.open(folder / look / f"{seed:06d}.jpg").convert("L")
+        if name in SMOOTHED:
+            picture = picture.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.GaussianBlur(1))
+        tint(picture, GRADIENTS[name]).save(arguments.out / f"{name}.jpg", quality=QUALITY)
         shutil.copyfile(folder / "photo" / f"{seed:06d}.jpg", arguments.out / f"{name}-source.jpg")
     for name, (domain, number) in DRAWN.items():
         file = arguments.data / "cartoon-256" / domain / f"{number:06d}.jpg"
