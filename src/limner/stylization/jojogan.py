@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,18 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import DivergedError, OptionError, ShapeError
-from limner.latent import LayerMask
+from limner.latent import Latent, LayerMask, render
 from limner.nn.stylegan2 import Discriminator, Generator, Noise
 from limner.options import to_mapping
+from limner.stylization.codes import first_texture_row, virtual_codes
 from limner.stylization.options import JojoganOptions
 from limner.stylization.style import Style, style_between
 
-PUBLISHED_ROW = 7
 PUBLISHED_COLOR_ROWS = (9, 11, 15, 16, 17)
 PUBLISHED_STAGES = (1, 3, 4, 5)
 SMALL_PX = 256
 """Below this size the published rows, stages and loss have counterparts of our own."""
 SMALL_PERCEPTUAL, SMALL_PIXELS = 0.5, 0.5
+PATIENCE_WINDOW, PATIENCE_GAIN = 10, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,14 @@ class LearningStep:
     """Steps in all."""
     loss: float
     """Loss before the step."""
+    tuned: Generator
+    """The generator as tuned so far, averaged if asked for; it goes on changing."""
 
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-OnStep = Callable[[LearningStep], None]
+Trunk = Callable[[Tensor], Sequence[Tensor]]
+OnStep = Callable[[LearningStep], bool | None]
+"""Told of every step; where it returns True, learning stops and what has been learned is kept."""
 
 
 def mixed_rows(resolution: int, *, keep_color: bool = False) -> tuple[int, ...]:
@@ -60,7 +67,7 @@ def mixed_rows(resolution: int, *, keep_color: bool = False) -> tuple[int, ...]:
         keep_color: leave most rows that carry colour unmixed.
     """
     rows = 2 * int(math.log2(resolution)) - 2
-    first = max(1, min(PUBLISHED_ROW, rows - 5))
+    first = first_texture_row(resolution)
     if not keep_color:
         return tuple(range(first, rows))
     if rows > PUBLISHED_COLOR_ROWS[-1]:
@@ -90,10 +97,20 @@ def mix_codes(w_plus: Tensor, w_random: Tensor, row_weights: Tensor) -> Tensor:
     return torch.lerp(w_plus, w_random[:, None].to(w_plus), row_weights.to(w_plus)[:, None])
 
 
-def feature_distances(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Return the mean absolute difference of every pair of feature maps, (number of pairs,)."""
-    pairs = zip(features, targets, strict=True)
-    return torch.stack([(a.float() - b.float()).abs().mean() for a, b in pairs])
+def feature_distances(
+    features: Sequence[Tensor], targets: Sequence[Tensor], shares: Tensor | None = None
+) -> Tensor:
+    """Return the mean absolute difference of every pair of feature maps, (number of pairs,).
+
+    Args:
+        features, targets: maps (B, C, h, w).
+        shares: weight of every image, (B,), 1 on average; None for all alike.
+    """
+    found = []
+    for a, b in zip(features, targets, strict=True):
+        apart = (a.float() - b.float()).abs()
+        found.append(apart.mean() if shares is None else (apart.mean((1, 2, 3)) * shares).mean())
+    return torch.stack(found)
 
 
 class JojoganTraining:
@@ -109,10 +126,14 @@ class JojoganTraining:
         w_plus: their codes, (N, L, w_dim).
         options: see `JojoganOptions`.
         perceptual: distance of two batches of images, (B,); None leaves the term out.
+        identity: the same for persons, for ``options.identity``.
+        trunk: image -> feature maps, for the loss ``vgg``.
+        start: a style of this base to go on from.
 
     Raises:
         ShapeError: pictures, codes and networks do not fit each other.
-        OptionError: a mask or stage that these networks do not have.
+        OptionError: a mask or stage that these networks do not have, a distance that the options need is not given.
+        KeyMismatchError: ``start`` belongs to another base.
     """
 
     def __init__(
@@ -124,47 +145,84 @@ class JojoganTraining:
         w_plus: Tensor,
         options: JojoganOptions,
         perceptual: Distance | None = None,
+        identity: Distance | None = None,
+        trunk: Trunk | None = None,
+        start: Style | None = None,
     ):
         _check_shapes(generator, discriminator, images, w_plus)
-        self.options, self.discriminator = options, discriminator
-        self.row_weights = row_weights(options, generator) * options.style_mix
-        self.stages = _resolve_stages(options, discriminator)
+        _check_distances(options, perceptual, identity, trunk)
+        self.options, self.discriminator, self.base = options, discriminator, generator
+        self.trunk, self.perceptual, self.identity = trunk, perceptual, identity
+        codes = virtual_codes(generator, w_plus, options.follow, seed=options.seed)
+        self.in_s = codes.space == "s" or (options.mask != "auto" and LayerMask(options.mask).separates_rgb)
+        if self.in_s:
+            weights = style_weights(options, generator)
+            parts = codes.styles(generator)
+            self.styles = [part.detach().repeat(options.codes, 1) for part in parts]  # (codes N, C) each
+        else:
+            weights = row_weights(options, generator)
+            self.w_plus = codes.tensor.detach().repeat(options.codes, 1, 1)  # (codes N, L, w_dim)
+        self.layer_weights = weights * options.style_mix
         small = generator.resolution < SMALL_PX
-        self.perceptual = perceptual
         self.perceptual_weight = _chosen(options.perceptual, SMALL_PERCEPTUAL if small else 0.0)
+        if options.loss == "lpips":
+            self.perceptual_weight = _chosen(options.perceptual, 0.0) + 1.0
         self.pixel_weight = _chosen(options.pixels, SMALL_PIXELS if small else 0.0)
-        self.w_plus = w_plus.detach().repeat(options.codes, 1, 1)  # (codes N, L, w_dim)
         self.images = images.detach().repeat(options.codes, 1, 1, 1)
-        self.generator = _tunable_copy(generator)
-        self.average = _tunable_copy(generator) if options.ema else None
+        self.shares = _picture_shares(options, len(images)).to(images).repeat(options.codes)
+        if start is not None:
+            start.check_base(generator)
+        self.generator = _tunable_copy(generator if start is None else start.apply(generator))
+        self.average = _tunable_copy(self.generator) if options.ema else None
         self.number = 0
         self.optimizer = torch.optim.Adam(
             self.generator.synthesis.parameters(), lr=options.learning_rate, betas=(0.0, 0.99), eps=1e-8
         )
-        with torch.no_grad():
-            self.targets = [maps.repeat(options.codes, 1, 1, 1) for maps in self._features(images)]
+        self.stages, self.targets = (), []
+        if options.loss != "lpips":
+            with torch.no_grad():
+                maps = self._maps(images)
+            self.stages = _resolve_stages(options, discriminator, len(maps))
+            self.targets = [maps[stage].repeat(options.codes, 1, 1, 1) for stage in self.stages]
+        self.stage_shares = _stage_shares(options, len(self.stages)).to(images)
 
-    def _features(self, image: Tensor) -> list[Tensor]:
-        maps = self.discriminator.features(image)
-        return [maps[stage] for stage in self.stages]
+    def _maps(self, image: Tensor) -> Sequence[Tensor]:
+        if self.options.loss == "vgg" and self.trunk is not None:
+            return self.trunk(image)
+        return self.discriminator.features(image)
+
+    def mix(self, z: Tensor) -> Latent:
+        """Return the style pictures' codes, mixed with random z (codes N, z_dim)."""
+        with torch.no_grad():
+            w_random = self.base.mapping(z)
+            if not self.in_s:
+                return Latent("w+", mix_codes(self.w_plus, w_random, self.layer_weights))
+            others = self.base.synthesis.styles(self.base.broadcast(w_random))
+            triples = zip(self.styles, others, self.layer_weights.tolist(), strict=True)
+            return Latent("s", tuple(torch.lerp(own, other, share) for own, other, share in triples))
 
     def paint(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> Tensor:
         """Paint the style pictures' codes, mixed with random z (codes N, z_dim), with gradients."""
-        with torch.no_grad():
-            w_random = self.generator.mapping(z)
-        return self.generator.synthesis(mix_codes(self.w_plus, w_random, self.row_weights), noise, rng=rng)
+        return render(self.generator, self.mix(z), noise, rng=rng)
 
     def distances(self, image: Tensor) -> Tensor:
-        """Return the distance of the discriminator's features per stage, (stages,)."""
-        return feature_distances(self._features(image), self.targets)
+        """Return the distance of the compared features per stage, (stages,)."""
+        maps = self._maps(image)
+        shares = self.shares if self.options.picture_weights else None
+        return feature_distances([maps[stage] for stage in self.stages], self.targets, shares)
 
-    def loss(self, image: Tensor) -> Tensor:
-        """Return the loss of painted pictures (codes N, 3, H, W)."""
-        loss = self.distances(image).mean()
+    def loss(self, image: Tensor, plain: Tensor | None = None) -> Tensor:
+        """Return the loss of painted pictures (codes N, 3, H, W); ``plain`` are the base's of the same codes."""
+        loss = image.new_zeros(())
+        if self.stages:
+            loss = (self.distances(image) * self.stage_shares).sum()
         if self.perceptual is not None and self.perceptual_weight:
-            loss = loss + self.perceptual_weight * self.perceptual(image, self.images).mean()
+            loss = loss + self.perceptual_weight * (self.perceptual(image, self.images) * self.shares).mean()
         if self.pixel_weight:
-            loss = loss + self.pixel_weight * (image - self.images).abs().mean()
+            apart = (image - self.images).abs().mean((1, 2, 3))
+            loss = loss + self.pixel_weight * (apart * self.shares).mean()
+        if self.identity is not None and plain is not None:
+            loss = loss + self.options.identity * self.identity(image, plain).mean()
         return loss
 
     def step(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> float:
@@ -174,8 +232,13 @@ class JojoganTraining:
             DivergedError: the loss is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        codes = self.mix(z)
+        plain = None
+        if self.options.identity:
+            with torch.no_grad():  # stored noise: the random maps are the painting's
+                plain = render(self.base, codes, "constant" if noise == "random" else noise)
         with frozen(self.discriminator):
-            loss = self.loss(self.paint(z, noise, rng))
+            loss = self.loss(render(self.generator, codes, noise, rng=rng), plain)
             loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -205,6 +268,9 @@ def learn(
     options: JojoganOptions,
     *,
     perceptual: Distance | None = None,
+    identity: Distance | None = None,
+    trunk: Trunk | None = None,
+    start: Style | None = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Style:
@@ -217,16 +283,20 @@ def learn(
         w_plus: their codes, (N, L, w_dim), found by any inversion.
         options: see `JojoganOptions`.
         perceptual: distance of two batches of images, (B,), for generators below 256 px; None leaves the term out.
-        rng: source of the random codes; by default one seeded with ``options.seed``.
-        on_step: called after every step.
+        identity, trunk: see `JojoganTraining`.
+        start: a style to go on from, by ``options.steps`` further steps.  Adam's moments and the average start anew.
+        rng: source of the random codes; by default one seeded with ``options.seed``, of ``start`` another one.
+        on_step: called after every step; True stops.
 
     Returns:
-        The style: what changed in the generator.
+        The style: what changed in the generator.  Its provenance tells steps and seconds of learning.
 
     Raises:
-        ShapeError, OptionError, DivergedError: see `JojoganTraining`.
+        ShapeError, OptionError, KeyMismatchError, DivergedError: see `JojoganTraining`.
     """
-    rng = torch.Generator().manual_seed(options.seed) if rng is None else rng
+    before = dict(start.provenance) if start is not None else {}
+    steps_before = int(before.get("steps", 0 if start is None else start.options.get("steps", 0)))
+    rng = torch.Generator().manual_seed(options.seed + steps_before) if rng is None else rng
     training = JojoganTraining(
         generator=generator,
         discriminator=discriminator,
@@ -234,24 +304,47 @@ def learn(
         w_plus=w_plus,
         options=options,
         perceptual=perceptual,
+        identity=identity,
+        trunk=trunk,
+        start=start,
     )
-    losses = []
+    begun = time.perf_counter()
+    losses: list[float] = []
     for number in range(1, options.steps + 1):
         z = torch.randn(options.codes * len(images), generator.z_dim, generator=rng).to(w_plus)
         losses.append(training.step(z, options.noise, rng if options.noise == "random" else None))  # type: ignore[arg-type]
-        if on_step is not None:
-            on_step(LearningStep(number=number, steps=options.steps, loss=losses[-1]))
+        told = LearningStep(number=number, steps=options.steps, loss=losses[-1], tuned=training.result)
+        if (on_step is not None and on_step(told)) or has_settled(losses, options.patience):
+            break
     record = to_mapping(options) | {
         "feature_layers": list(training.stages),
-        "row_weights": [round(weight, 6) for weight in training.row_weights.tolist()],
+        "style_weights" if training.in_s else "row_weights": [
+            round(weight, 6) for weight in training.layer_weights.tolist()
+        ],
     }
     return style_between(
         generator,
         training.result,
         method="jojogan",
         options=record,
-        provenance={"pictures": len(images), "first_loss": losses[0], "last_loss": losses[-1]},
+        provenance={
+            "pictures": len(images),
+            "first_loss": before.get("first_loss", losses[0]),
+            "last_loss": losses[-1],
+            "steps": steps_before + len(losses),
+            "learn_seconds": round(before.get("learn_seconds", 0.0) + time.perf_counter() - begun, 3),
+        },
     )
+
+
+def has_settled(losses: Sequence[float], patience: int) -> bool:
+    """Return whether the loss, averaged over `PATIENCE_WINDOW` steps, stopped falling ``patience`` steps ago."""
+    if not patience or len(losses) < PATIENCE_WINDOW + patience:
+        return False
+    sums = [0.0, *itertools.accumulate(losses)]
+    means = [(sums[end] - sums[end - PATIENCE_WINDOW]) / PATIENCE_WINDOW
+             for end in range(PATIENCE_WINDOW, len(sums))]  # fmt: skip
+    return min(means[-patience:]) > (1 - PATIENCE_GAIN) * min(means[:-patience])
 
 
 def row_weights(options: JojoganOptions, generator: Generator) -> Tensor:
@@ -261,6 +354,13 @@ def row_weights(options: JojoganOptions, generator: Generator) -> Tensor:
     weights = torch.zeros(generator.num_rows)
     weights[list(mixed_rows(generator.resolution, keep_color=options.keep_color))] = 1.0
     return weights
+
+
+def style_weights(options: JojoganOptions, generator: Generator) -> Tensor:
+    """Return how far these options mix every S-space vector of this generator, (S,), before ``style_mix``."""
+    if options.mask != "auto":
+        return LayerMask(options.mask).styles(generator)
+    return row_weights(options, generator)[list(generator.synthesis.style_rows)]
 
 
 def _chosen(value: float | None, default: float) -> float:
@@ -280,15 +380,52 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _resolve_stages(options: JojoganOptions, discriminator: Discriminator) -> tuple[int, ...]:
-    stages = options.feature_layers or compared_stages(discriminator.resolution)
-    count = len(discriminator.blocks) + 1
+def _resolve_stages(options: JojoganOptions, discriminator: Discriminator, count: int) -> tuple[int, ...]:
+    judge = options.loss == "discriminator"
+    usual = compared_stages(discriminator.resolution) if judge else tuple(range(count))
+    stages = options.feature_layers or usual
     wrong = [stage for stage in stages if not 0 <= stage < count]
     if wrong:
-        raise OptionError(
-            f"feature_layers has {wrong}, but the discriminator of {discriminator.resolution} px has stages 0 to {count - 1}"
-        )
+        what = f"the discriminator of {discriminator.resolution} px" if judge else "the trunk"
+        raise OptionError(f"feature_layers has {wrong}, but {what} has stages 0 to {count - 1}")
     return tuple(stages)
+
+
+def _stage_shares(options: JojoganOptions, stages: int) -> Tensor:
+    """Return the weight of every compared stage; they add up to 1."""
+    weights = torch.tensor(options.feature_weights or [1.0] * stages)
+    if len(weights) != stages:
+        raise OptionError(f"feature_weights has {len(weights)} numbers for {stages} compared stages")
+    if stages and (weights.min() < 0 or weights.sum() <= 0):
+        raise OptionError(
+            f"feature_weights is {list(options.feature_weights)}, expected 0 or more, not all 0"
+        )
+    return weights / weights.sum() if stages else weights
+
+
+def _picture_shares(options: JojoganOptions, pictures: int) -> Tensor:
+    """Return the weight of every picture; they are 1 on average."""
+    weights = torch.tensor(options.picture_weights or [1.0] * pictures)
+    if len(weights) != pictures:
+        raise OptionError(f"picture_weights has {len(weights)} numbers for {pictures} style pictures")
+    if weights.min() < 0 or weights.sum() <= 0:
+        raise OptionError(
+            f"picture_weights is {list(options.picture_weights)}, expected 0 or more, not all 0"
+        )
+    return weights / weights.mean()
+
+
+def _check_distances(
+    options: JojoganOptions, perceptual: Distance | None, identity: Distance | None, trunk: Trunk | None
+) -> None:
+    if options.loss == "lpips" and perceptual is None:
+        raise OptionError("the loss lpips needs a perceptual distance; pass `perceptual`")
+    if options.loss == "lpips" and (options.feature_layers or options.feature_weights):
+        raise OptionError("the loss lpips compares no stages; leave out feature_layers and feature_weights")
+    if options.loss == "vgg" and trunk is None:
+        raise OptionError("the loss vgg needs a feature trunk; pass `trunk`")
+    if options.identity and identity is None:
+        raise OptionError("identity is above 0, but there is no identity distance; pass `identity`")
 
 
 def _tunable_copy(generator: Generator) -> Generator:

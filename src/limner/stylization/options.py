@@ -8,6 +8,7 @@ from limner.options import Options, knob
 
 NOISE = ("constant", "random", "none")
 BLENDS = ("weights", "features")
+LOSSES = ("discriminator", "lpips", "vgg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +26,29 @@ class JojoganOptions(Options):
     """How far the masked rows of the style picture's code are replaced by random ones while learning: 1 spreads the
     style over every colour and texture, 0 memorises the one picture."""
     mask: str = knob("auto")
-    """Rows of w+ that are mixed, as a layer mask (7-17, 64px-, fine); auto takes the published rows (7 and up) from
-    128 px, and the rows of the two largest resolutions below that."""
+    """Layers that are mixed, as a layer mask: rows of w+ (7-17, 64px-, fine, 5=0.5), or vectors of S space with toRGB
+    apart (7-17.conv, s:8-, s:32.rgb, fine,no-rgb); auto takes the published rows (7 and up) from 128 px, and the rows of
+    the two largest resolutions below that."""
+    follow: str = knob("all")
+    """Layers of a style picture's code that follow its inversion, as a layer mask in which shape, eyes and texture stand
+    for rows; the others take the mean code of 10,000 faces. For pictures far from any face (animals, masks): none, or
+    eyes, or shape=0.5."""
     keep_color: bool = knob(False)
     """Learn shapes and strokes but leave colours to the photo: auto then mixes fewer rows (9, 11, 15, 16, 17 at 1024)."""
     feature_layers: tuple[int, ...] | None = knob(None)
     """Discriminator stages that are compared, 0 being its first layer; by default 1, 3, 4, 5 from 256 px and those of
-    8 px and more below that."""
+    8 px and more below that. With the loss vgg, numbers of the trunk's maps, by default all."""
+    feature_weights: tuple[float, ...] = knob(())
+    """Weight of every compared stage; by default they count alike."""
+    loss: str = knob("discriminator", choices=LOSSES)
+    """What tells how far a painting is from the style picture: the discriminator's features, as published; lpips, the
+    perceptual distance; vgg, the mean absolute difference of the trunk's features. The latter two work with --trunk, where
+    the bundled lite0 stands in for the originals' VGG16."""
+    picture_weights: tuple[float, ...] = knob(())
+    """Weight of every style picture; by default they count alike."""
+    identity: float = knob(0.0, lo=0.0, hi=100.0)
+    """Weight of the identity distance between a face in the style and the same face without it; 0.1 and more keeps people
+    apart under strong styles, at a third more time."""
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
     and 0.5 below, where the discriminator's features alone leave pictures soft."""
@@ -45,6 +62,8 @@ class JojoganOptions(Options):
     """Keep a moving average of the weights with this decay per step; 0 keeps the last weights."""
     noise: str = knob("constant", choices=NOISE)
     """Noise inputs while learning: constant repeats exactly, random draws new ones each step, as published."""
+    patience: int = knob(0, lo=0, hi=20_000, step=1)
+    """Stop early when the loss, averaged over 10 steps, has not fallen by 1 % for so many steps; 0 does all steps."""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
     """Seed of the random codes."""
 
@@ -66,6 +85,9 @@ class StyleOptions(Options):
     blend: str = knob("features", choices=BLENDS)
     """What a strength below 1 interpolates: the weights of the networks (faster) or their features (crisper, closer to
     the person)."""
+    hold: str = knob("none")
+    """Layers whose features are held back, as a layer mask with weights: 16px=0.4 mixes 40 % of the features without the
+    style into those with it after the layers of 16 px, whatever the strength."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from limner.stylization.options import StyleOptions
 
 VERSION = 1
 SUFFIX = ".limner"
-DELTA, THUMBNAIL = "delta.", "thumbnail"
+DELTA, THUMBNAIL, CODES = "delta.", "thumbnail", "codes"
 LICENCE = "the licences of the base model and of the style pictures apply"
 
 
@@ -40,11 +40,12 @@ class Style:
         base: digest of the generator it belongs to (`limner.nn.deltas.digest`).
         method: how it was learned.
         options: the options it was learned with; ``row_weights``, where it is there, says how far every row of w+ was
-            mixed with random ones.
+            mixed with random ones, ``style_weights`` the same of every S-space vector.
         provenance: plain values: pictures, losses, the base's name.
         licence: what may be done with it.
         thumbnail: a small picture of the style, uint8 (H, W, 3), or None.
         compression: bytes before and after, and what was lost; empty until it has been saved.
+        codes: w+ of the style pictures' inversions, (N, L, w_dim), with which learning can go on, or None.
     """
 
     delta: Mapping[str, Tensor]
@@ -55,6 +56,7 @@ class Style:
     licence: str = LICENCE
     thumbnail: Tensor | None = None
     compression: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    codes: Tensor | None = None
 
     def check_base(self, generator: Generator) -> None:
         """Raise `KeyMismatchError` unless this is the generator that the style was learned on."""
@@ -125,7 +127,8 @@ def paint(
     if options.strength == 0:
         return whole
     latent = pull_to_mean(generator, style, latent, options.pull * options.strength)
-    if options.blend == "features" and options.strength < 1:
+    held = options.hold != "none"
+    if held or (options.blend == "features" and options.strength < 1):
         image = _paint_between_features(generator, style, latent, options, noise)
     else:
         painter = style.apply(generator, strength=options.strength, layers=options.layers)
@@ -138,14 +141,19 @@ def pull_to_mean(generator: Generator, style: Style, latent: Latent, amount: flo
     """Bring rows of w+ that the style was mixed on nearer to the mean.
 
     An embedded photo puts into these rows what no random code has, and a style that saw random codes alone answers
-    with blur.  Codes in s stay as they are.
+    with blur.  Codes in s stay as they are, unless the style was mixed there.
 
     Args:
         generator: its ``w_avg`` is the mean.
-        style: its ``row_weights`` say which rows.
+        style: its ``row_weights`` say which rows, or its ``style_weights`` which vectors of S space.
         latent: the codes.
         amount: 0 leaves the rows, 1 sets them to the mean where they were mixed wholly.
     """
+    if amount and style.options.get("style_weights"):
+        shares = torch.tensor(style.options["style_weights"]) * amount
+        mean = generator.synthesis.styles(generator.broadcast(generator.w_avg[None]))
+        pairs = zip(latent.styles(generator), mean, shares.tolist(), strict=True)
+        return Latent("s", tuple(torch.lerp(own, middle.to(own), share) for own, middle, share in pairs))
     weights = style.options.get("row_weights")
     if not amount or not weights or latent.space == "s":
         return latent
@@ -160,7 +168,8 @@ def _paint_between_features(
     """Interpolate the features after every layer, and the weights of toRGB, between base and style.
 
     Source: Chong and Forsyth 2021 (arXiv 2112.11641), section 4.4, feature interpolation.
-    Differs: toRGB is interpolated too, so that strength 0 is exactly the base and 1 exactly the style.
+    Differs: toRGB is interpolated too, so that strength 0 is exactly the base and 1 exactly the style; layers can be
+        held back one by one.
     """
     seen: dict[int, Tensor] = {}
 
@@ -170,15 +179,19 @@ def _paint_between_features(
 
     render(generator, latent, noise, edit=remember)
     weights = LayerMask(options.layers).styles(generator)
+    free = 1 - LayerMask(options.hold).styles(generator)
+    between = options.strength if options.blend == "features" else 1.0
     is_rgb = torch.tensor([name.endswith(".rgb") for name in generator.synthesis.style_names])
+    whole = weights if options.blend == "features" else weights * options.strength
     painter = deltas.apply(
-        generator, [(style.delta, torch.where(is_rgb, weights * options.strength, weights))]
+        generator, [(style.delta, torch.where(is_rgb, weights * options.strength * free, whole))]
     )
+    shares = (free[~is_rgb] * between).tolist()  # one per 3x3 layer
     return render(
         painter,
         latent,
         noise,
-        edit=lambda layer, features: torch.lerp(seen[layer], features, options.strength),
+        edit=lambda layer, features: torch.lerp(seen[layer], features, shares[layer]),
     )
 
 
@@ -231,7 +244,7 @@ def save_style(
     """
     style.check_base(generator)
     if "child" in style.options:  # a blend: the child's file holds the change
-        _write(Path(path), _thumbnail(style), {"limner": json.dumps(_notes(style))})
+        _write(Path(path), _extras(style), {"limner": json.dumps(_notes(style))})
         return style
     packed = pack(style.delta, budget_bytes=budget_bytes)
     restored = dataclasses.replace(style, delta=unpack(packed.tensors))
@@ -252,7 +265,7 @@ def save_style(
         },
     )
     tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
-    tensors |= _thumbnail(style)
+    tensors |= _extras(style)
     _write(Path(path), tensors, {"limner": json.dumps(_notes(restored))})
     return restored
 
@@ -305,12 +318,16 @@ def load_style(path: str | Path) -> Style:
         provenance=notes.get("provenance", {}),
         licence=notes.get("licence", LICENCE),
         thumbnail=tensors.get(THUMBNAIL),
+        codes=tensors[CODES].float() if CODES in tensors else None,
         compression=notes.get("compression", {}),
     )
 
 
-def _thumbnail(style: Style) -> dict[str, Tensor]:
-    return {} if style.thumbnail is None else {THUMBNAIL: style.thumbnail.cpu().contiguous()}
+def _extras(style: Style) -> dict[str, Tensor]:
+    extras = {} if style.thumbnail is None else {THUMBNAIL: style.thumbnail.cpu().contiguous()}
+    if style.codes is not None:
+        extras[CODES] = style.codes.detach().to("cpu", torch.float16).contiguous()
+    return extras
 
 
 def _notes(style: Style) -> dict[str, Any]:
