@@ -73,7 +73,8 @@ def test_codes_picture_and_report_agree(model, picture, generator, tmp_path):
     )
     assert face["identity"] == pytest.approx(float((ours - theirs).norm() ** 2), abs=5e-3)
     report = json.loads((out / "report.json").read_text())
-    assert report["identity"] == {"embedder": "dlib", "distance": "squared L2", "same_person_below": 0.36}
+    about = {"embedder": "dlib", "distance": "squared L2", "stands_for": "arcface", "same_person_below": 0.36}
+    assert report["identity"] == about
     assert report["faces"][0]["psnr"] == face["psnr"]
     provenance = media.read_provenance(out / "face_01.png")
     assert provenance is not None
@@ -171,6 +172,48 @@ def test_lpips_is_used_where_it_is_installed(model, picture, tmp_path):
     assert load_latent(tmp_path / "out/face_01.safetensors").metadata["options"]["trunk"] == "lpips-alex"
 
 
+def test_a_report_says_what_stands_in(model, picture, tmp_path):
+    words = (picture, "--model", model, "-o", tmp_path / "out", "--aligned", "--steps", 2, "--noise-steps", 2)
+    status, text, err = run(*words, "--preset", "image2stylegan++", "--mean-samples", 50)
+    assert status == 0, err
+    assert "vgg16 of preset image2stylegan++ is not installed; lite0 stands in for it" in err
+    assert "lite0 for vgg16" in text
+    assert "dlib stands in for arcface" in text
+    face = json.loads((tmp_path / "out/report.json").read_text())["faces"][0]
+    assert (face["trunk"], face["trunk_stands_for"], face["steps"]) == ("lite0", "vgg16", 4)
+    assert (face["embedder"], face["embedder_stands_for"]) == ("dlib", "arcface")
+    status, _, err = run(*words, "--trunk", "vgg16")
+    assert status == 2
+    assert "limner models pull vgg16" in err
+
+
+def test_a_mask_and_codes_of_other_programs(model, picture, generator, tmp_path):
+    code = generator.broadcast(generator.w_avg[None])
+    torch.save({"photos/face.png": {"latent": code[0]}}, tmp_path / "projection.pt")
+    side = np.zeros((64, 64, 3), np.uint8)
+    side[:, :32] = 255
+    mask = media.write(tmp_path / "mask.png", side)
+    words = (
+        picture,
+        "--model",
+        model,
+        "-o",
+        tmp_path / "out",
+        "--aligned",
+        "--steps",
+        3,
+        "--mean-samples",
+        50,
+    )
+    status, _, err = run(*words, "--method", "w+", "--mask", mask, "--start", tmp_path / "projection.pt")
+    assert status == 0, err
+    found = load_latent(tmp_path / "out/face_01.safetensors")
+    assert found.metadata["options"]["init"] == "given"
+    assert (found.latent.tensor - code).abs().max() < 0.3  # three steps away from where it started
+    status, _, err = run(*words, "--method", "encoder", "--mask", mask)
+    assert status == 2
+
+
 def test_a_preset_stands_in_for_what_is_not_given():
     options = Options(photos=(Path("a.png"),), preset="ii2s", steps=9)
     assert search_options(options) == preset("ii2s", steps=9)
@@ -182,7 +225,7 @@ def test_a_preset_stands_in_for_what_is_not_given():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "wplus"], "expected one of auto, z, z+, w, w+, s, pivotal"),
+        (["--method", "wplus"], "expected one of auto, z, z+, w, w+, s, noise, ii2s, pivotal"),
         (["--init", "given"], "--start"),
         (["--landmarks", "1,2"], "expected 10"),
         (["--start", "nowhere.npz"], "no such file"),

@@ -143,6 +143,17 @@ def test_pivotal_tuning_carries_the_style(models: Models, style: Style) -> None:
     assert tuned.faces[0].styled.mean() < tuned.faces[0].embedded.mean() - 20
 
 
+def test_closeness_keeps_the_code_near_the_mean(models: Models) -> None:
+    """It is a weight of the search, so a large one leaves the code nearer to faces that the generator knows."""
+    options = StylizeOptions(face="largest", invert_steps=12)
+    far = []
+    for closeness in (0.0, 5.0):
+        chosen = dataclasses.replace(options, closeness=closeness)
+        ((_, found),) = embed_faces(make_photo(), chosen, models=models)
+        far.append(float((found.latent.tensor - models.generator.w_avg).norm()))
+    assert far[1] < 0.7 * far[0]
+
+
 def test_crop_gives_portraits_and_leaves_the_photo(models: Models, style: Style) -> None:
     """Portraits have the size that was asked for."""
     photo = make_photo()

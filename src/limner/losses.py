@@ -227,6 +227,23 @@ def maps_distance(
     return total
 
 
+def maps_squares(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+    """Return the sum over maps of their mean squared difference, (B,).
+
+    Args:
+        maps_a, maps_b: features of either image, (B, C_i, h_i, w_i).
+
+    Raises:
+        ShapeError: not as many maps of either, or maps of different shapes.
+
+    Source: Abdal et al. 2019, Image2StyleGAN (arXiv 1904.03189), equation 2, all four weights being 1.
+    """
+    if len(maps_a) != len(maps_b) or any(a.shape != b.shape for a, b in zip(maps_a, maps_b, strict=False)):
+        shapes = [[tuple(x.shape) for x in maps] for maps in (maps_a, maps_b)]
+        raise ShapeError(f"maps have shapes {shapes[0]} and {shapes[1]}, expected equal ones")
+    return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in zip(maps_a, maps_b, strict=True)]).sum(0)
+
+
 def _unit(features: Tensor) -> Tensor:
     return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-10)
 

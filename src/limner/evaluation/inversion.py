@@ -19,6 +19,7 @@ from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.report import Checks, Picture, Row, Section, Table
 from limner.evaluation.store import Part, Store, stamp
 from limner.inversion import InversionOptions, PivotalOptions
+from limner.inversion.options import SEARCHED
 from limner.inversion.report import measure
 from limner.nn import deltas
 from limner.nn.identity import SAME_PERSON
@@ -28,7 +29,7 @@ BATCH = 5
 SHOWN, CELL_PX = 8, 96
 FIGURES = ("psnr", "ssim", "perceptual", "identity", "same_person", "recognised", "seconds")
 ENCODER, HYBRID = "encoder", "hybrid"
-SEARCHES = ("z", "z+", "w", "w+", "s", "pivotal")
+SEARCHES = (*SEARCHED, "pivotal")
 """Methods that need no network besides the generator."""
 # (better, worse, figure, what the literature says)
 EXPECTED = (
@@ -36,6 +37,8 @@ EXPECTED = (
     ("w+", "w", "psnr", "w+ comes closer than w (Image2StyleGAN)"),
     ("pivotal", "w", "psnr", "tuning the generator around w comes closer than w alone (PTI)"),
     ("pivotal", "w+", "psnr", "tuning the generator comes closer than any code (PTI)"),
+    ("w+", "noise", "psnr", "noise maps alone hold no face (Image2StyleGAN++)"),
+    ("w+", "ii2s", "psnr", "staying near the mapping network's codes costs closeness (II2S)"),
     ("w+", ENCODER, "psnr", "a search comes closer than an encoder alone (pSp, ReStyle)"),
     (HYBRID, ENCODER, "psnr", "a search from the encoder's code improves on it (hybrid)"),
     (HYBRID, "w+", "perceptual", "with equal steps, starting from the encoder is better (hybrid)"),
@@ -196,14 +199,15 @@ def _run(
 def encoder_stamp(method: Method, models: Models) -> str:
     """Return a digest of the encoder, if the method may use it."""
     alone = {method.method, method.start or method.method} <= set(SEARCHES)
-    return "" if alone or models.encoder is None else deltas.digest(models.encoder)
+    encoder = None if alone else models.encoder_for(method.start or method.method)
+    return "" if encoder is None else deltas.digest(encoder)
 
 
 def _invert(method: Method, image: Tensor, models: Models, steps: int, seed: int) -> Part:
     """Invert a batch, from another method's code if one is named."""
 
     def networks(name: str) -> dict[str, Any]:
-        return {} if name in SEARCHES else {"encoder": models.encoder}
+        return {} if name in SEARCHES else {"encoder": models.encoder_for(name)}
 
     image = image.to(models.device)
     begun = time.perf_counter()

@@ -11,22 +11,27 @@ from torch import Tensor
 
 from limner import checkpoints, losses, zoo
 from limner.checkpoints.compact import load_encoder, read_base
-from limner.errors import CheckpointError
+from limner.checkpoints.psp import load_arcface
+from limner.errors import CheckpointError, ZooError
 from limner.faces import Detector
-from limner.inversion import TrunkDistance
+from limner.inversion import IdentityDistance, TrunkDistance
+from limner.inversion.distances import stand_in
 from limner.inversion.options import ENCODED
 from limner.nn import deltas
 from limner.nn.compact import CompactEncoder
 from limner.nn.encoders import Encoder
-from limner.nn.features import Lite0
+from limner.nn.features import Lite0, Vgg16, load_torchvision
 from limner.nn.hyperinverter import HyperInverter
 from limner.nn.identity import DlibResNet
+from limner.nn.irse import ArcFace
 from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.pipeline.options import TrunkOptions
 
 TRUNK = TrunkOptions().trunk
 EMBEDDER = "identity"
+VGG16, VGG16_TAPS = "vgg16", (1, 3, 13, 20)
+"""Image2StyleGAN's trunk: VGG16 after the ReLUs of conv1_1, conv1_2, conv3_2 and conv4_2."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,21 +40,26 @@ class Models:
 
     Attributes:
         generator: the base; frozen.
-        trunk: feature trunk of the perceptual distance, or LPIPS with its own; frozen.
+        trunk: feature trunk of the perceptual distance, LPIPS with its own, or VGG16 as Image2StyleGAN; frozen.
         discriminator: of the generator's size, needed for learning; None where the base has none.
         detector: face detector; None for the bundled MTCNN.
         encoder: of the pSp family or a compact one, made for the generator; None where none was named.
         base: name of the generator, which goes into the files.
         trunk_name: name of the trunk, which goes into reports.
+        stands_for: the trunk that Lite0 replaces map by map, see `limner.inversion.distances.STAND_INS`; None where it
+            stands for itself.
+        arcface: ArcFace, where its weights were named; the bundled embedder stands in otherwise.
     """
 
     generator: Generator
-    trunk: Lite0 | Lpips
+    trunk: Lite0 | Lpips | Vgg16
     discriminator: Discriminator | None = None
     detector: Detector | None = None
     encoder: Encoder | HyperInverter | CompactEncoder | None = None
     base: str = ""
     trunk_name: str = TRUNK
+    stands_for: str | None = None
+    arcface: ArcFace | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,8 +69,21 @@ class Models:
     def make_distance(self) -> TrunkDistance:
         """Return a perceptual distance; it keeps the target's features, so every search takes its own."""
         if isinstance(self.trunk, Lpips):
-            return TrunkDistance(self.trunk.trunk, name=self.trunk_name, compare=self.trunk.compare_maps)
-        return TrunkDistance(self.trunk, name=self.trunk_name)
+            third = None if self.trunk_name == "lpips-alex" else (2,)
+            compare = self.trunk.compare_maps
+            return TrunkDistance(self.trunk.trunk, name=self.trunk_name, compare=compare, style_maps=third)
+        if isinstance(self.trunk, Vgg16):
+            compare = losses.maps_squares
+            return TrunkDistance(self.trunk, name=self.trunk_name, compare=compare, style_maps=(2,))
+        if self.stands_for is not None:
+            return stand_in(self.trunk, stands_for=self.stands_for, name=self.trunk_name)
+        return TrunkDistance(self.trunk, name=self.trunk_name, style_maps=(1,))
+
+    def make_identity(self) -> IdentityDistance:
+        """Return an identity distance that remembers its target, on ArcFace or what stands in for it."""
+        if self.arcface is not None:
+            return IdentityDistance(self.arcface, name=self.arcface.name)
+        return IdentityDistance(self.embedder, name=self.embedder.name, stands_for=ArcFace.name)
 
     @functools.cached_property
     def compact(self) -> CompactEncoder | None:
@@ -89,11 +112,37 @@ class Models:
         return losses.identity_distance(self.embedder, a, b)
 
 
+def load_perceptual(name: str) -> Lite0 | Lpips | Vgg16:
+    """Load a trunk by name: one of `limner.pipeline.options.TRUNKS`, or ``vgg16`` for Image2StyleGAN's loss.
+
+    Raises:
+        OptionError: no such trunk.
+        ZooError: its weights are not installed.
+        CheckpointError: its file cannot be used.
+    """
+    if name != VGG16:
+        return zoo.load(TrunkOptions(trunk=name).trunk)
+    if VGG16 not in zoo.cards():
+        raise ZooError(f"{VGG16} is not installed; fetch it with: limner models pull {VGG16}")
+    found = load_torchvision("vgg16", zoo.path(VGG16), taps=VGG16_TAPS)
+    assert isinstance(found, Vgg16)
+    return found
+
+
+def pick_trunk(wanted: str) -> tuple[str, str | None]:
+    """Return the trunk to take for a published one, and what it stands for: Lite0 where the weights are not there."""
+    needed = zoo.COMPOSED[wanted][1] if wanted in zoo.COMPOSED else (wanted,)
+    there = zoo.cards()
+    return (wanted, None) if all(name in there for name in needed) else (TRUNK, wanted)
+
+
 def load_models(
     base: str | Path = zoo.DEFAULT_GENERATOR,
     *,
     encoder: str | Path | None = None,
     trunk: str = TRUNK,
+    stands_for: str | None = None,
+    arcface: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Models:
     """Load a base model and the feature trunk; the detector loads itself when it is first used.
@@ -101,7 +150,9 @@ def load_models(
     Args:
         base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
         encoder: name or file of an encoder; where it brings a generator along, that is the base.
-        trunk: what perceptual distances are measured with, one of `limner.pipeline.options.TRUNKS`.
+        trunk: what perceptual distances are measured with, see `load_perceptual`.
+        stands_for: the trunk that it replaces, see `pick_trunk`.
+        arcface: weights of ArcFace, ``model_ir_se50.pth``; None for the bundled embedder.
         device: where to.
 
     Raises:
@@ -109,7 +160,7 @@ def load_models(
         ZooError: no such model, or the trunk's weights are not installed.
         CheckpointError: its file cannot be used, or holds no generator.
     """
-    perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
+    perceptual = load_perceptual(trunk)  # first, since it costs least to find it missing
     seeing, checkpoint = None, None
     if encoder is not None:
         file = zoo.resolve(encoder)
@@ -128,7 +179,8 @@ def load_models(
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")
     discriminator = checkpoint.discriminator
-    others = [network for network in (discriminator, seeing) if network is not None]
+    face = None if arcface is None else load_arcface(arcface)
+    others = [network for network in (discriminator, seeing, face) if network is not None]
     networks = [checkpoint.generator, perceptual, *others]
     for network in networks:
         network.to(device).eval().requires_grad_(False)
@@ -136,6 +188,8 @@ def load_models(
         generator=checkpoint.generator,
         trunk=perceptual,
         trunk_name=trunk,
+        stands_for=stands_for,
+        arcface=face,
         discriminator=discriminator if isinstance(discriminator, Discriminator) else None,
         encoder=seeing,
         base=Path(base).stem if Path(str(base)).suffix else str(base),

@@ -15,9 +15,12 @@ from limner import faces, media
 from limner.errors import CheckpointError, FaceNotFoundError, OptionError
 from limner.faces import Alignment, AlignOptions
 from limner.inversion import Distance, FitReport, Inversion, InversionOptions, PivotalOptions, invert
+from limner.latent import Latent, render
 from limner.nn import deltas
+from limner.nn.lpips import Lpips
+from limner.nn.stylegan2 import Generator
 from limner.options import to_mapping
-from limner.pipeline.models import Models
+from limner.pipeline.models import TRUNK, Models
 from limner.pipeline.options import LearnOptions, PhotoOptions, StylizeOptions
 from limner.stylization.dual import DualStyle
 from limner.stylization.jojogan import LearningStep, learn
@@ -38,6 +41,7 @@ class PipelineStep:
         item, items: which face or picture, from 1, and how many.
         step, steps: steps of this stage done for it, and in all.
         loss: of the step.
+        tuned: the generator as tuned so far, while a style is learned.
     """
 
     stage: Literal["embed", "learn"]
@@ -46,9 +50,11 @@ class PipelineStep:
     step: int
     steps: int
     loss: float
+    tuned: Generator | None = None
 
 
-OnStep = Callable[[PipelineStep], None]
+OnStep = Callable[[PipelineStep], bool | None]
+"""Told of every step; where it returns True, the learning of a style stops and keeps what it has."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,7 +182,11 @@ def embed_faces(
 
 def _embed(image: Tensor, options: PhotoOptions, models: Models, on_step: Any) -> Inversion:
     search = InversionOptions(
-        method=options.inverter, steps=options.invert_steps, seed=options.seed, **SEARCH
+        method=options.inverter,
+        steps=options.invert_steps,
+        w_norm=options.closeness,
+        seed=options.seed,
+        **SEARCH,
     )
     encoder = models.encoder_for(options.inverter)
     pivotal = PivotalOptions(pivot="w+" if encoder is None else "hybrid", tune_steps=options.tune_steps)
@@ -252,6 +262,7 @@ def learn_style(
     models: Models,
     sources: Sequence[np.ndarray] = (),
     names: Sequence[str] = (),
+    start: Style | None = None,
     on_step: OnStep | None = None,
 ) -> LearnResult:
     """Learn a style from one or more pictures.
@@ -264,10 +275,12 @@ def learn_style(
         sources: a photo of the same head in the same pose for every picture, if there are such: its code is used,
             which is truer than the code of a drawing.
         names: of the pictures, for messages and provenance.
+        start: a style to go on from; the pictures' codes are taken from it where it has one for each of them.
         on_step: called after every step.
 
     Raises:
         CheckpointError: the base has no discriminator.
+        KeyMismatchError: ``start`` belongs to another base.
         OptionError: as many sources as pictures, or none; see also `limner.stylization.jojogan.learn`.
     """
     options = options or LearnOptions()
@@ -278,36 +291,94 @@ def learn_style(
         )
     if sources and len(sources) != len(pictures):
         raise OptionError(f"{len(sources)} sources for {len(pictures)} pictures, expected one each or none")
+    if start is not None:
+        start.check_base(models.generator)
     names = list(names) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
-    notes: list[str] = []
+    notes = stand_in_notes(options, models)
     references, targets = [], []
     for number, picture in enumerate(pictures):
         other = sources[number] if sources else None
         reference, target = _prepare(picture, other, options, models, names[number], notes)
         references.append(reference)
         targets.append(target)
-    inversion = _embed_references(media.to_image(*targets).to(models.device), options, models, on_step)
+    begun = time.perf_counter()
+    w_plus = _codes_of(start, len(pictures), models)
+    if w_plus is None:
+        images = media.to_image(*targets).to(models.device)
+        w_plus = _embed_references(images, options, models, on_step).latent.w_plus(models.generator)
+    embed_seconds = time.perf_counter() - begun
 
-    def report(step: LearningStep) -> None:
-        if on_step is not None:
-            on_step(PipelineStep("learn", 1, 1, step.number, step.steps, step.loss))
+    def report(step: LearningStep) -> bool | None:
+        if on_step is None:
+            return None
+        return on_step(PipelineStep("learn", 1, 1, step.number, step.steps, step.loss, step.tuned))
 
+    image = media.to_image(*references).to(models.device)
     style = learn(
         models.generator,
         models.discriminator,
-        media.to_image(*references).to(models.device),
-        inversion.latent.tensor,
+        image,
+        w_plus,
         options,
         perceptual=models.make_distance(),
+        identity=_person_distance(models) if options.identity else None,
+        trunk=models.trunk.trunk if isinstance(models.trunk, Lpips) else models.trunk,
+        start=start,
         on_step=report,
     )
+    with torch.no_grad():
+        plain = render(models.generator, Latent("w+", w_plus)).clamp(-1, 1)
+        painted = render(style.apply(models.generator), Latent("w+", w_plus)).clamp(-1, 1)
     thumbnail = torch.from_numpy(media.resize_pixels(references[0], THUMBNAIL_PX))
     provenance = {**style.provenance, "base": models.base, "trunk": models.trunk_name}
-    provenance |= {"names": names, "paired": bool(sources)}
+    provenance |= {"names": names, "paired": bool(sources), "embed_seconds": round(embed_seconds, 3)}
+    provenance["figures"] = learning_figures(image, plain, painted, models)
     style = dataclasses.replace(
-        style, options=to_mapping(options) | dict(style.options), provenance=provenance, thumbnail=thumbnail
+        style,
+        options=to_mapping(options) | dict(style.options),
+        provenance=provenance,
+        thumbnail=thumbnail,
+        codes=w_plus.detach(),
     )
-    return LearnResult(style, references, media.to_pixels(inversion.image), notes)
+    return LearnResult(style, references, media.to_pixels(plain), notes)
+
+
+def stand_in_notes(options: LearnOptions, models: Models) -> list[str]:
+    """Say where the bundled trunk stands in for the one that the loss is named after."""
+    if options.loss == "discriminator" or models.trunk_name != TRUNK:
+        return []
+    return [
+        f"the loss {options.loss} works on the bundled trunk {TRUNK}, which stands in for VGG16; fetch and name another "
+        "with limner models pull and --trunk"
+    ]
+
+
+def learning_figures(image: Tensor, plain: Tensor, painted: Tensor, models: Models) -> dict[str, float]:
+    """Return how close a style came to its pictures, and how far persons keep, as means over the pictures.
+
+    Args:
+        image: the style pictures.
+        plain, painted: what the base makes of their codes, without and with the style.
+        models: whose trunk and embedder measure.
+    """
+    distance = models.make_distance()
+    with torch.no_grad():
+        return {
+            "embedded_distance": round(float(distance(plain, image).mean()), 4),
+            "styled_distance": round(float(distance(painted, image).mean()), 4),
+            "identity": round(float(models.identity_distance(painted, plain).mean()), 4),
+        }
+
+
+def _person_distance(models: Models) -> Distance:
+    models.embedder.requires_grad_(False)
+    return models.identity_distance
+
+
+def _codes_of(start: Style | None, pictures: int, models: Models) -> Tensor | None:
+    if start is None or start.codes is None or len(start.codes) != pictures:
+        return None
+    return start.codes.to(models.device)
 
 
 def _embed_references(
@@ -318,9 +389,20 @@ def _embed_references(
             on_step(PipelineStep("embed", 1, 1, step, steps, figures.get("loss", 0.0)))
 
     search = InversionOptions(
-        method="w+", steps=options.invert_steps, w_norm=options.closeness, seed=options.seed, **SEARCH
+        method=options.inverter,
+        steps=options.invert_steps,
+        w_norm=options.closeness,
+        seed=options.seed,
+        **SEARCH,
     )
-    return invert(models.generator, image, search, perceptual=models.make_distance(), on_step=report)
+    return invert(
+        models.generator,
+        image,
+        search,
+        perceptual=models.make_distance(),
+        encoder=None if options.inverter in ("w", "w+") else models.encoder_for(options.inverter),
+        on_step=report,
+    )
 
 
 def _prepare(

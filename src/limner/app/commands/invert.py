@@ -17,13 +17,14 @@ from limner.inversion.options import (
     COMPACT,
     ENCODED,
     METHODS,
+    PRESET_TRUNKS,
     PRESETS,
     EncodeOptions,
     InversionOptions,
     PivotalOptions,
 )
 from limner.options import knob, to_mapping
-from limner.pipeline.options import TrunkOptions
+from limner.pipeline.options import TRUNKS, TrunkOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,7 @@ class Options(
     method: str = knob("auto", choices=("auto", *METHODS))
     """auto: the compact encoder if the generator has one, else w+; encoder: the compact encoder, tens of milliseconds;
     hybrid: a search in w+ that starts from it; z, z+, w, w+, s: the space that is searched (w+ is closest to the
-    picture, w easiest to edit); pivotal: search, then tune the generator around what was found; psp, e4e, restyle: an
+    picture, w easiest to edit); noise: the noise maps alone; ii2s: w+ near the codes of the mapping network; pivotal: search, then tune the generator around what was found; psp, e4e, restyle: an
     encoder of this kind; hyper: HyperInverter, code and generator from networks"""
     photos: tuple[Path, ...] = knob()
     """photos; every face of every photo is embedded"""
@@ -60,6 +61,15 @@ class Options(
     compact encoder in place of the generator's own"""
     preset: str = knob("fast", choices=tuple(PRESETS))
     """settings as another program publishes them; they stand in for every option that is left at its default"""
+    trunk: str = knob("auto", choices=("auto", *TRUNKS, "vgg16"))
+    """what perceptual distances are measured with; auto: what the preset was published with, and where those weights
+    are not installed the bundled lite0 in its place, map by map, as the report then says; vgg16: four maps of VGG16, as
+    Image2StyleGAN; see also limner models pull"""
+    arcface: Path | None = None
+    """weights of ArcFace (model_ir_se50.pth) for the identity distance; without it the bundled embedder stands in"""
+    mask: Path | None = None
+    """picture of the generator's or any other square size, white where the aligned face is to be fitted; what is black
+    is left to the generator (inpainting)"""
     start: Path | None = None
     """latent file to start from, such as an encoder's or one of an earlier run"""
     compare: bool = False
@@ -77,13 +87,23 @@ def run(options: Options, console: Console) -> int:
     search = search_options(options)
     check_writable(options.out / REPORT)
     from limner.app.device import pick_device
-    from limner.latent import load_latent
+    from limner.checkpoints.latents import load_latent
     from limner.nn import deltas
     from limner.pipeline import load_models
+    from limner.pipeline.models import pick_trunk
 
     start = None if options.start is None else load_latent(options.start).latent
+    wanted = PRESET_TRUNKS.get(options.preset, "lite0") if options.trunk == "auto" else options.trunk
+    trunk, stands_for = pick_trunk(wanted) if options.trunk == "auto" else (wanted, None)
+    if stands_for is not None:
+        console.warn(f"{stands_for} of preset {options.preset} is not installed; {trunk} stands in for it")
     models = load_models(
-        options.model, encoder=options.encoder, trunk=options.trunk, device=pick_device(console.settings)
+        options.model,
+        encoder=options.encoder,
+        trunk=trunk,
+        stands_for=stands_for,
+        arcface=options.arcface,
+        device=pick_device(console.settings),
     )
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
     entries: list[dict[str, Any]] = []
@@ -99,7 +119,8 @@ def run(options: Options, console: Console) -> int:
     report = options.out / REPORT if entries else None
     if report is not None:
         _write_report(
-            report, {"base": base, "identity": identity_measure(), "faces": entries, "failed": failed}
+            report,
+            {"base": base, "identity": identity_measure(entries[0]), "faces": entries, "failed": failed},
         )
         _print_table(entries, console)
     console.print(
@@ -111,11 +132,22 @@ def run(options: Options, console: Console) -> int:
     return 2 if failed else 0
 
 
-def identity_measure() -> dict[str, Any]:
+def identity_measure(face: dict[str, Any]) -> dict[str, Any]:
     """Say what the identity distances of a report are."""
     from limner.nn.identity import SAME_PERSON, DlibResNet
 
-    return {"embedder": DlibResNet.name, "distance": "squared L2", "same_person_below": SAME_PERSON}
+    about: dict[str, Any] = {"embedder": face["embedder"], "distance": "squared L2"}
+    if face["embedder_stands_for"] is not None:
+        about["stands_for"] = face["embedder_stands_for"]
+    return about | ({"same_person_below": SAME_PERSON} if face["embedder"] == DlibResNet.name else {})
+
+
+def read_mask(path: Path, side: int) -> Any:
+    """Read a picture as a mask (1, 1, side, side), 0 to 1, by its brightness."""
+    from limner import media
+
+    pixels = media.resize_pixels(media.read(path).pixels, side)
+    return (media.to_image(pixels).mean(1, keepdim=True) + 1) / 2
 
 
 def search_options(options: Options) -> InversionOptions:
@@ -131,7 +163,8 @@ def search_options(options: Options) -> InversionOptions:
         values["init"] = "given"
     elif values["init"] == "given":
         raise OptionError("init is 'given', but no codes are: name a latent file with --start")
-    wrong = values["method"] in ENCODED if options.encoder is None else values["method"] not in LOOKING
+    looking = values["method"] in LOOKING or values["init"] == "encoder"
+    wrong = values["method"] in ENCODED if options.encoder is None else not looking
     if wrong:
         raise OptionError(
             f"method is {values['method']!r}; "
@@ -169,7 +202,7 @@ def _invert_photo(
     entries = []
     for number, alignment in enumerate(alignments, first):
         crop = crop_face(photo.pixels, alignment)
-        steps = search.steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
+        steps = search.steps + search.noise_steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
         encoder = models.encoder_for(search.method)
         if search.method in ENCODED:
             steps = options.iterations or getattr(encoder, "iterations", 1)
@@ -179,8 +212,9 @@ def _invert_photo(
                 media.to_image(crop).to(models.device),
                 search,
                 perceptual=models.make_distance(),
-                identity=models.identity_distance,
+                identity=models.make_identity(),
                 init=start,
+                mask=None if options.mask is None else read_mask(options.mask, models.generator.resolution),
                 pivotal=pivotal,
                 encoder=encoder,
                 encoding=encoding,
@@ -219,7 +253,8 @@ def _write_face(
     from limner.latent import save_latent
     from limner.nn import deltas
 
-    record = {"command": "invert", "photo": str(path), "trunk": options.trunk, **to_mapping(search)}
+    record = {"command": "invert", "photo": str(path), "trunk": found.report[0].trunk, **to_mapping(search)}
+    record["preset"] = options.preset
     if search.method == "pivotal":
         record |= to_mapping(pivotal)
     if search.method in ENCODED:
@@ -279,10 +314,12 @@ def _print_table(entries: list[dict[str, Any]], console: Console) -> None:
         )
         for entry in entries
     ]
-    trunk = entries[0]["trunk"] or "no trunk"
-    about = identity_measure()
+    first = entries[0]
+    trunk = first["trunk"] or "no trunk"
+    trunk += f" for {first['trunk_stands_for']}" if first["trunk_stands_for"] else ""
+    about = identity_measure(first)
     columns = ("photo", "face", "method", "PSNR dB", "SSIM", f"perceptual ({trunk})")
     console.table((*columns, f"identity ({about['embedder']})", "steps", "time"), rows)
-    console.print(
-        f"identity: squared distance of the embeddings; below {about['same_person_below']} is the same person"
-    )
+    same = f"; below {about['same_person_below']} is the same person" if "same_person_below" in about else ""
+    instead = f"; {about['embedder']} stands in for {about['stands_for']}" if "stands_for" in about else ""
+    console.print(f"identity: squared distance of the embeddings{same}{instead}")
