@@ -1,9 +1,9 @@
-"""Make the pictures that the styles bronze, sanguine, ink and pastel are learned from.
+"""Make the pictures that the styles bronze, sanguine, ink and poster are learned from.
 
     python scripts/style_pictures.py ../shared/data
 
-Bronze, sanguine and ink are renders of synthetic heads, their greys replaced by the colours of metal, of red chalk and
-by black and white; pastel is a drawing as it is.  The pictures of the other styles are renders without a change.
+They are renders of synthetic heads, their greys replaced by the colours of metal, of red chalk, by black and white and
+by four inks.  The pictures of the other styles are renders without a change.
 """
 
 from __future__ import annotations
@@ -27,10 +27,22 @@ GRADIENTS = {
     },
     "sanguine": {40: (104, 26, 14), 130: (176, 72, 44), 210: (226, 164, 128), 246: (246, 232, 208)},
     "ink": {97: (16, 14, 20), 117: (250, 248, 240)},
+    "poster": {
+        55: (12, 44, 82),
+        75: (206, 34, 48),
+        105: (206, 34, 48),
+        125: (238, 140, 60),
+        150: (238, 140, 60),
+        172: (252, 226, 170),
+    },
 }
-TINTED = {"bronze": ("clay", 20305), "sanguine": ("pencil", 20402), "ink": ("comic", 20309)}
-SMOOTHED = ("ink",)  # dots and thin strokes would become specks
-DRAWN = {"pastel": ("personas", 32)}
+TINTED = {
+    "bronze": ("clay", 20305),
+    "sanguine": ("pencil", 20402),
+    "ink": ("comic", 20309),
+    "poster": ("comic", 20417),
+}
+SMOOTHED = ("ink", "poster")  # dots and thin strokes would become specks
 QUALITY = 92
 
 
@@ -47,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="folder with paired-256 and cartoon-256, see limner synth")
+    parser.add_argument("data", type=Path, help="folder with paired-256, see limner synth")
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder")
     arguments = parser.parse_args()
     for name, (look, seed) in TINTED.items():
@@ -57,9 +69,6 @@ def main() -> None:
             picture = picture.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.GaussianBlur(1))
         tint(picture, GRADIENTS[name]).save(arguments.out / f"{name}.jpg", quality=QUALITY)
         shutil.copyfile(folder / "photo" / f"{seed:06d}.jpg", arguments.out / f"{name}-source.jpg")
-    for name, (domain, number) in DRAWN.items():
-        file = arguments.data / "cartoon-256" / domain / f"{number:06d}.jpg"
-        shutil.copyfile(file, arguments.out / f"{name}.jpg")
 
 
 if __name__ == "__main__":
