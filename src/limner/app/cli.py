@@ -27,6 +27,7 @@ from limner.options import Options, field_types, from_mapping, help_texts, read_
 COMMANDS: dict[str, tuple[str, str]] = {
     "stylize": ("stylize", "restyle every face of a photo"),
     "learn": ("learn", "learn a style from one or more pictures"),
+    "style": ("style", "merge style files, export them as checkpoints, show what they paint"),
     "dual": ("dual", "restyle faces after an exemplar, structure and colour apart (DualStyleGAN)"),
     "invert": ("invert", "find the latent of a face"),
     "edit morph": ("edit:morph", "turn faces into each other: film, strip or frames"),

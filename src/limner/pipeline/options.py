@@ -10,6 +10,7 @@ from limner.options import Options, knob
 from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
 
 INVERTERS = ("auto", "encoder", "hybrid", "w", "w+", "pivotal")
+PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "w", "w+")
 DUAL_INVERTERS = (*INVERTERS, "z+")
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
@@ -70,6 +71,9 @@ class LearnOptions(JojoganOptions):
 
     aligned: bool = False
     """the pictures are aligned faces already: take each as a whole, without looking for a face"""
+    inverter: str = knob("w+", choices=PICTURE_INVERTERS)
+    """how the pictures' codes are found: w+ and w search; encoder takes a moment, hybrid searches on from there; auto is
+    encoder if the generator has one, else w+"""
     invert_steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search for the pictures' codes"""
     closeness: float = knob(0.01, lo=0.0, hi=10.0)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limner.stylization.blend_options import BlendOptions
     from limner.stylization.dual import DualStyle, transfer
     from limner.stylization.jojogan import LearningStep, learn
-    from limner.stylization.merge import merge
+    from limner.stylization.merging import merge
     from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
     from limner.stylization.style import Style, load_style, paint, save_style
 
@@ -22,7 +22,7 @@ METHODS: dict[str, str] = {"blend": "blend_style:blend_style", "jojogan": "jojog
 _HOMES = {
     "blend_options": ("BlendOptions",),
     "jojogan": ("LearningStep", "learn"),
-    "merge": ("merge",),
+    "merging": ("merge",),
     "dual": ("DualStyle", "transfer"),
     "options": ("DualOptions", "JojoganOptions", "StyleOptions"),
     "style": ("Style", "load_style", "paint", "save_style"),

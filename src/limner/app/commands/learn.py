@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +37,8 @@ class Options(LearnOptions, TrunkOptions, ReadOptions):
     """style pictures: one, or several in the same style"""
     sources: tuple[Path, ...] = knob(())
     """a photo of the same head in the same pose for every picture, in the same order, where there are such"""
+    resume: Path | None = None
+    """style file to go on from, by ``steps`` further steps; with the same pictures their codes are taken from it"""
     out: Path | None = None
     """style file to write; by default the first picture's name with .limner in this folder"""
     model: str = zoo.DEFAULT_GENERATOR
@@ -46,6 +51,9 @@ class Options(LearnOptions, TrunkOptions, ReadOptions):
     """how to make the style again, for its file"""
     preview: bool = True
     """write a sheet beside the style: its pictures, how they were embedded, and random faces in the style"""
+    preview_every: int = knob(0, lo=0)
+    """after every so many steps, renew a sheet beside the style (NAME-steps.png) of the same random faces, so that one
+    can see when to stop with Ctrl-C, which keeps what has been learned; 0 for none"""
     overwrite: bool = False
     """replace a style file that exists"""
 
@@ -75,8 +83,11 @@ def run(options: Options, console: Console) -> int:
         preview=options.preview,
         notes={"licence": options.licence, "source": options.source, "recipe": options.recipe},
         max_megapixels=options.max_megapixels,
+        resume=options.resume,
+        preview_every=options.preview_every,
     )
-    console.result(style=out, seconds=time.perf_counter() - start, **style.compression)
+    about = {name: style.provenance[name] for name in ("steps", "learn_seconds", "figures")}
+    console.result(style=out, seconds=time.perf_counter() - start, **about, **style.compression)
     return 0
 
 
@@ -91,6 +102,8 @@ def learn_files(
     preview: bool = False,
     notes: Mapping[str, str] | None = None,
     max_megapixels: float | None = None,
+    resume: Path | None = None,
+    preview_every: int = 0,
 ) -> Style:
     """Learn a style from picture files, save it and return it as saved.
 
@@ -103,30 +116,46 @@ def learn_files(
         preview: write a sheet beside the file.
         notes: ``licence``, ``source`` and ``recipe``, which go into the file; those not given are made up from names.
         max_megapixels: largest picture that is opened; None for the limit of `limner.media`.
+        resume: a style file to go on from.
+        preview_every: steps between two renewals of the sheet that shows the style growing; 0 for none.
     """
     from limner import media
     from limner.pipeline import learn_style
     from limner.stylization import save_style
 
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures]
+    begun = None if resume is None else _read_start(resume, digests, console)
+
     read = [_read(path, console, max_megapixels) for path in pictures]
     twins = [_read(path, console, max_megapixels) for path in sources]
     start = time.perf_counter()
-    with console.progress(options.invert_steps + options.steps, "learning the style") as progress:
+    growing = _GrowingSheet(out.with_name(f"{out.stem}-steps.png"), models) if preview_every else None
+    progress_bar = console.progress(options.invert_steps + options.steps, "learning the style")
+    with progress_bar as progress, _stop_on_interrupt(console) as interrupted:
 
-        def show(step: Any) -> None:
+        def show(step: Any) -> bool:
             before = 0 if step.stage == "embed" else options.invert_steps
             what = "embedding the picture" if step.stage == "embed" else "learning"
             progress.set(before + step.step, f"{what}, loss {step.loss:.3f}")
+            if step.stage == "embed":
+                if interrupted.is_set():  # nothing has been learned yet
+                    raise KeyboardInterrupt
+                return False
+            if growing is not None and step.step % preview_every == 0:
+                growing.add(step.tuned, step.step)
+            return interrupted.is_set()
 
         names = [path.name for path in pictures]
-        result = learn_style(read, options, models=models, sources=twins, names=names, on_step=show)
+        result = learn_style(
+            read, options, models=models, sources=twins, names=names, start=begun, on_step=show
+        )
     for note in result.notes:
         console.warn(note)
     given = {name: text for name, text in (notes or {}).items() if text}
     names = [path.name for path in pictures]
     provenance = {
         **result.style.provenance,
-        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
+        "sha256": digests,
         "source": given.get("source", f"style pictures {', '.join(names)}"),
         "recipe": given.get("recipe", f"limner learn {' '.join(names)}"),
     }
@@ -147,17 +176,88 @@ def learn_files(
     return style
 
 
+def _read_start(path: Path, digests: Sequence[str], console: Console) -> Style:
+    """Return the style to go on from, without its codes where they belong to other pictures."""
+    from limner.stylization import load_style
+
+    style = load_style(path)
+    if style.codes is None or list(style.provenance.get("sha256", ())) != list(digests):
+        console.warn(f"{path} has no codes of these pictures, so they are embedded anew")
+        return dataclasses.replace(style, codes=None)
+    return style
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt(console: Console) -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets; the second one interrupts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may catch signals
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+        console.warn(
+            "stopping after this step and keeping what has been learned; press Ctrl-C again to give up"
+        )
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _GrowingSheet:
+    """A sheet of the same random faces after more and more steps, written anew with every row.
+
+    Args:
+        path: of the sheet.
+        models: whose generator paints the first row.
+    """
+
+    def __init__(self, path: Path, models: Models):
+        self.path, self.latent = path, random_faces(models, PREVIEW_FACES)
+        self.rows: list[list[np.ndarray]] = []
+        self.labels: list[str] = []
+        self.add(models.generator, 0)
+
+    def add(self, generator: Any, step: int) -> None:
+        """Add a row of what a generator paints, and write the sheet."""
+        import torch
+
+        from limner import media
+        from limner.latent import render
+
+        with torch.no_grad():
+            self.rows.append(media.to_pixels(render(generator, self.latent).clamp(-1, 1)))
+        self.labels.append(f"step {step}")
+        sheet = media.make_sheet(self.rows, self.labels, cell_px=max(128, generator.resolution))
+        media.write(self.path, sheet, source_type="trainedAlgorithmicMedia")
+
+
+def random_faces(models: Models, count: int, *, seed: int = 0, psi: float = 0.7) -> Any:
+    """Return codes of random faces, a `limner.latent.Latent` in w+."""
+    import torch
+
+    from limner.latent import Latent
+
+    rng = torch.Generator().manual_seed(seed)
+    latent = Latent("z", torch.randn(count, models.generator.z_dim, generator=rng).to(models.device))
+    return Latent("w+", models.generator.truncate(latent.w_plus(models.generator), psi))
+
+
 def preview_sheet(result: LearnResult, style: Style, models: Models) -> np.ndarray:
     """Return a sheet: the style pictures, how they were embedded, random faces and the same in the style."""
     import torch
 
     from limner import media
-    from limner.latent import Latent, render
+    from limner.latent import render
     from limner.stylization import StyleOptions, paint
 
-    rng = torch.Generator().manual_seed(0)
-    latent = Latent("z", torch.randn(PREVIEW_FACES, models.generator.z_dim, generator=rng).to(models.device))
-    latent = Latent("w+", models.generator.truncate(latent.w_plus(models.generator), 0.7))
+    latent = random_faces(models, PREVIEW_FACES)
     with torch.no_grad():
         plain = render(models.generator, latent)
     rows = [

@@ -33,6 +33,11 @@ class Options(StylizeOptions, TrunkOptions, ReadOptions):
     style: str = knob("toon")
     """name of a style (limner models list), a .limner file, or a picture: then its style is learned first and kept
     beside the output"""
+    also: tuple[str, ...] = knob(())
+    """further styles on top, learned or blended: all changes add up in one forward pass, the person's too (inverter
+    pivotal)"""
+    also_strength: tuple[float, ...] = knob(())
+    """how much of every further style, beside the first one's 1; by default 0.5 each"""
     out: Path | None = None
     """file to write, or folder for several photos; by default PHOTO-STYLE beside the photo"""
     model: str = zoo.DEFAULT_GENERATOR
@@ -55,7 +60,7 @@ def run(options: Options, console: Console) -> int:
     from limner.pipeline import load_models
 
     models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
-    style = find_style(options, outputs[0].parent, models, console)
+    style = find_styles(options, outputs[0].parent, models, console)
     written, failed = [], []
     for photo, output in zip(options.photos, outputs, strict=True):
         try:
@@ -113,6 +118,28 @@ def compare_path(output: Path) -> Path:
 def numbered(output: Path, number: int, count: int) -> Path:
     """Return the file of one of several portraits."""
     return output if count == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+
+
+def find_styles(options: Options, folder: Path, models: Models, console: Console) -> Style:
+    """Return the style and those that come on top as one; arguments as `find_style`.
+
+    Raises:
+        OptionError: not one strength per further style.
+    """
+    first = find_style(options, folder, models, console)
+    if not options.also:
+        return first
+    from limner.stylization.merging import merge
+
+    shares = options.also_strength or (0.5,) * len(options.also)
+    if len(shares) != len(options.also):
+        raise OptionError(
+            f"also_strength has {len(shares)} numbers, but also names {len(options.also)} styles"
+        )
+    others = [
+        find_style(dataclasses.replace(options, style=name), folder, models, console) for name in options.also
+    ]
+    return merge([first, *others], [1.0, *shares], names=[options.style, *options.also])
 
 
 def find_style(options: Options, folder: Path, models: Models, console: Console) -> Style:
