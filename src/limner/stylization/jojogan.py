@@ -393,7 +393,7 @@ def _resolve_stages(options: JojoganOptions, discriminator: Discriminator, count
 
 def _stage_shares(options: JojoganOptions, stages: int) -> Tensor:
     """Return the weight of every compared stage; they add up to 1."""
-    weights = torch.tensor(options.feature_weights or [1.0] * stages)
+    weights = torch.tensor(options.feature_weights or [1.0] * stages, dtype=torch.float32)
     if len(weights) != stages:
         raise OptionError(f"feature_weights has {len(weights)} numbers for {stages} compared stages")
     if stages and (weights.min() < 0 or weights.sum() <= 0):
@@ -405,7 +405,7 @@ def _stage_shares(options: JojoganOptions, stages: int) -> Tensor:
 
 def _picture_shares(options: JojoganOptions, pictures: int) -> Tensor:
     """Return the weight of every picture; they are 1 on average."""
-    weights = torch.tensor(options.picture_weights or [1.0] * pictures)
+    weights = torch.tensor(options.picture_weights or [1.0] * pictures, dtype=torch.float32)
     if len(weights) != pictures:
         raise OptionError(f"picture_weights has {len(weights)} numbers for {pictures} style pictures")
     if weights.min() < 0 or weights.sum() <= 0:
