@@ -230,7 +230,11 @@ class DualTraining:
         say("tune", False)
         training = self._tuning(folder)
         training.setup()
-        show = None if on_step is None else lambda record: on_step(_TuneStage(training, self.keys["tune"]), record)
+        show = (
+            None
+            if on_step is None
+            else lambda record: on_step(_TuneStage(training, self.keys["tune"]), record)
+        )
         finished = training.fit(show)
         training.validate()
         if not finished:
@@ -287,12 +291,19 @@ class DualTraining:
             self.runtime,
             trunk=self.networks.trunk,
             parent=base,
-            parent_discriminator=parent.state_dict() if parent and options.discriminator == "stylegan2" else None,
+            parent_discriminator=parent.state_dict()
+            if parent and options.discriminator == "stylegan2"
+            else None,
         )
         return GanTraining(run, export=self._export_tuned)
 
     def _export_tuned(self, run: Any, path: Path, figures: dict[str, Any]) -> None:
-        about = {"command": "train dual", "stage": "tune", "options": to_mapping(run.options), "images": run.images}
+        about = {
+            "command": "train dual",
+            "stage": "tune",
+            "options": to_mapping(run.options),
+            "images": run.images,
+        }
         metadata = {"provenance": about, "licence": "unknown"}
         checkpoints.save(Checkpoint(generator=run.ema, metadata=metadata), path)
 

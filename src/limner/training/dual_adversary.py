@@ -29,7 +29,9 @@ class Adversary:
         self.parameters = list(parameters)
         self.optimiser = torch.optim.Adam(self.parameters, options.lr_d, (0.0, options.beta2))
 
-    def judge(self, fake: Tensor, real: Tensor, random: StepRandom, step: int) -> tuple[Tensor, dict[str, float]]:
+    def judge(
+        self, fake: Tensor, real: Tensor, random: StepRandom, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         """Learn to tell images from pictures; return the generator's loss, with its graph, and figures.
 
         Args:
@@ -82,7 +84,9 @@ class ProjectedAdversary(Adversary):
         """Take heads and projection back."""
         self.network.load_own_state(state)
 
-    def judge(self, fake: Tensor, real: Tensor, random: StepRandom, step: int) -> tuple[Tensor, dict[str, float]]:
+    def judge(
+        self, fake: Tensor, real: Tensor, random: StepRandom, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         """See `Adversary.judge`."""
         p, D = self.options.augment_p, self.network
         same = random.cpu.get_state()
@@ -103,7 +107,9 @@ class StyleGan2Adversary(Adversary):
     def __init__(self, network: Discriminator, options: DualTrainOptions):
         super().__init__(network, [p for p in network.parameters() if p.requires_grad], options)
 
-    def judge(self, fake: Tensor, real: Tensor, random: StepRandom, step: int) -> tuple[Tensor, dict[str, float]]:
+    def judge(
+        self, fake: Tensor, real: Tensor, random: StepRandom, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         """See `Adversary.judge`."""
         p, every = self.options.augment_p, self.options.d_reg_interval
         fake = augment_lightly(fake, p, random.cpu)
@@ -141,7 +147,10 @@ def make_adversary(
     """
     if options.discriminator == "projected":
         heads = ProjectedDiscriminator(
-            trunk=trunk, resolution=resolution, feature_resolution=options.feature_resolution, seed=options.seed
+            trunk=trunk,
+            resolution=resolution,
+            feature_resolution=options.feature_resolution,
+            seed=options.seed,
         ).to(pictures.device)
         heads.calibrate(pictures)
         return ProjectedAdversary(heads, options)

@@ -172,9 +172,30 @@ class DualTrainOptions(Options):
             raise OptionError(f"structure_short is {self.structure_short}, expected less than 0.5")
 
 
-UNCOUNTED = {"images", "out", "until", "seconds", "save_seconds", "sheet_seconds", "precision", "tuned", "base", "source"}
+UNCOUNTED = {
+    "images",
+    "out",
+    "until",
+    "seconds",
+    "save_seconds",
+    "sheet_seconds",
+    "precision",
+    "tuned",
+    "base",
+    "source",
+}
 """Options that change no result, or that stand in a stage's key by their contents."""
-PLAYED = {"discriminator", "batch_size", "lr", "lr_d", "beta2", "r1_gamma", "d_reg_interval", "augment_p", "ema_kimg"}
+PLAYED = {
+    "discriminator",
+    "batch_size",
+    "lr",
+    "lr_d",
+    "beta2",
+    "r1_gamma",
+    "d_reg_interval",
+    "augment_p",
+    "ema_kimg",
+}
 PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror"}
 LENGTHS = {"tune_kimg", "style_kimg", "sampler_epochs"}
 """A stage that is over goes on when these grow; what comes after it is then out of date."""
@@ -194,11 +215,11 @@ def stage_key(options: DualTrainOptions, stage: str, before: str) -> str:
         if owner in STAGES and name not in PLAYED and owner != stage:
             continue
         if name in PLAYED and stage not in ("structure", "style"):
-            if not (stage == "tune" and name in ("discriminator", "augment_p", "mirror", "feature_resolution")):
+            if not (
+                stage == "tune" and name in ("discriminator", "augment_p", "mirror", "feature_resolution")
+            ):
                 continue
         if name not in UNCOUNTED | LENGTHS:
             chosen[name] = value
     text = json.dumps([stage, before, chosen], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-

@@ -200,7 +200,12 @@ class DestylizeStage(Stage):
         base = self.setting.base
         count = min(SHOWN, len(self.shown["face"]))
         again = base.synthesis(base.map_z_plus(self.codes["intrinsic"][:count])).clamp(-1, 1)
-        rows = [self.setting.portraits(list(range(count))), self.shown["stylized"][:count], self.shown["face"][:count], again]
+        rows = [
+            self.setting.portraits(list(range(count))),
+            self.shown["stylized"][:count],
+            self.shown["face"][:count],
+            again,
+        ]
         labels = ["portrait", "fitted", "face", "embedded"]
         return media.make_sheet([media.to_pixels(row) for row in rows], labels)
 
@@ -232,7 +237,10 @@ class RefineStage(Stage):
         numbers = range(start, min(start + self.images_per_step, len(self.setting.chosen)))
         portraits = self.setting.portraits(list(numbers))
         begin = self.codes["extrinsic"][start : numbers.stop]
-        parts = [part.clone().requires_grad_() for part in begin.split([dual.structure_rows, begin.shape[1] - dual.structure_rows], 1)]
+        parts = [
+            part.clone().requires_grad_()
+            for part in begin.split([dual.structure_rows, begin.shape[1] - dual.structure_rows], 1)
+        ]
         rates = (options.refine_lr_structure, options.refine_lr_color)
         optimiser = torch.optim.Adam(
             [{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=True)]

@@ -88,7 +88,9 @@ def resume(stage: Stage, out: Path, runtime: Runtime) -> bool:
     try:
         stage.load_state(state["stage"])
     except (RuntimeError, KeyError, ValueError) as error:
-        raise KeyMismatchError(f"{folder}/state.pt does not fit ({str(error).splitlines()[0]}); {later}") from error
+        raise KeyMismatchError(
+            f"{folder}/state.pt does not fit ({str(error).splitlines()[0]}); {later}"
+        ) from error
     stage.done = state["step"]
     return True
 

@@ -75,7 +75,14 @@ class TransferStage(Stage):
     """
 
     def __init__(
-        self, setting: Setting, dual: DualGenerator, average: DualGenerator, adversary: Adversary, *, kimg: float, key: str
+        self,
+        setting: Setting,
+        dual: DualGenerator,
+        average: DualGenerator,
+        adversary: Adversary,
+        *,
+        kimg: float,
+        key: str,
     ):
         size = setting.options.batch_size
         super().__init__(total=-(-round(kimg * 1000) // size), key=key)
@@ -87,7 +94,9 @@ class TransferStage(Stage):
         options = setting.options
         self.optimiser = torch.optim.Adam(self.parameters, options.lr, (0.0, options.beta2))
 
-    def losses(self, step: int, random: StepRandom) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
+    def losses(
+        self, step: int, random: StepRandom
+    ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
         """Return the losses with their weights, and figures of the adversary."""
         raise NotImplementedError
 
@@ -156,7 +165,9 @@ class StructureStage(TransferStage):
         rows = boundary(self.dual, (step - 1) / max(1, self.total), self.setting.options.structure_short)
         return torch.cat([first[:, :rows], second[:, rows:]], 1)
 
-    def losses(self, step: int, random: StepRandom) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
+    def losses(
+        self, step: int, random: StepRandom
+    ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
         """Be like the mixed face, and like faces."""
         options, base, size = self.setting.options, self.setting.base, self.images_per_step
         intrinsic, extrinsic = self.draw_faces(2 * size, random).split(size)
@@ -165,7 +176,9 @@ class StructureStage(TransferStage):
             target = base.synthesis(self.mixed(intrinsic, extrinsic, step)).float()
             if encoder is not None and every and step % every == 0:
                 # Codes of pictures, not only those that the mapping network gives, are to be understood as styles.
-                extrinsic = encoder.encode(base, base.synthesis(extrinsic).clamp(-1, 1), steps=ENCODER_STEPS)[-1]
+                extrinsic = encoder.encode(base, base.synthesis(extrinsic).clamp(-1, 1), steps=ENCODER_STEPS)[
+                    -1
+                ]
                 target = base.synthesis(self.mixed(intrinsic, extrinsic, step)).float()
             real = self.draw_real(size, random)
         fake = self.dual(intrinsic, extrinsic).float()
@@ -191,7 +204,12 @@ class StructureStage(TransferStage):
         base = self.setting.base
         first, second = self.draw_faces(SHOWN, random), self.draw_faces(SHOWN, random)
         mixed = self.mixed(first, second, self.total)
-        images = [base.synthesis(first), base.synthesis(second), base.synthesis(mixed), self.average(first, second)]
+        images = [
+            base.synthesis(first),
+            base.synthesis(second),
+            base.synthesis(mixed),
+            self.average(first, second),
+        ]
         rows = [media.to_pixels(image.clamp(-1, 1)) for image in images]
         return media.make_sheet(rows, ["content", "style", "wanted", "made"])
 
@@ -210,7 +228,9 @@ class StyleStage(TransferStage):
         super().__init__(setting, *others, kimg=setting.options.style_kimg, key=key)
         self.codes = codes
 
-    def losses(self, step: int, random: StepRandom) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
+    def losses(
+        self, step: int, random: StepRandom
+    ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
         """Be like the portraits: as a domain, in style, and, for its own face, like the portrait itself."""
         options, base, size = self.setting.options, self.setting.base, self.images_per_step
         eyes, paired = self.setting.eyes, (step - 1) % options.style_pair_interval == 0

@@ -1,8 +1,8 @@
 """A game in which part of every batch is the training pictures themselves, embedded and generated again.
 
-The adversarial loss alone says what is wrong with a picture, never what is missing: on small compute, hair, glasses
-and expressions that are rare stay out.  Here an embedder looks at real pictures, the generator has to give them back,
-and the mapping network learns the distribution of the embedded latents by the energy distance.  So every training picture pulls
+The adversarial loss alone says what is wrong with a picture, never what is missing.  Here an embedder looks at real pictures, the generator has to give them back,
+and the mapping network learns the distribution of the embedded latents by the energy distance.  The reconstructions
+are not judged: what the heads say would pull the embedder away from what it sees.  So every training picture pulls
 at the generator directly, and the embedder costs next to nothing, for its frozen trunk is the discriminator's.
 
 Source: Székely and Rizzo 2013, "Energy statistics" (doi 10.1016/j.jspi.2013.03.018), definition 1; Larsen et al. 2016, "Autoencoding beyond pixels using a
@@ -116,12 +116,12 @@ class EmbeddingGame(ProjectedGame):
         with torch.set_grad_enabled(gradients):
             embedded = run.G.broadcast(self.embed(real[:count]))
             drawn = draw_w_plus(run.G, size - count, run.options.mixing, random)
-            return self.look(real, torch.cat([embedded, drawn]), [count, size - count], random)
+            return self.look(real, torch.cat([embedded, drawn]), size - count, random)
 
     def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Add reconstruction, and for the embedder what it can know of generated images."""
         options = self.run.options
-        count = batch.cuts[0]
+        count = len(batch.real) - batch.drawn
         self._remember(batch.w[:count])
         image, target = batch.fake_maps[-1][:count], batch.real_maps[-1][:count]
         maps = zip(batch.fake_maps[:-1], batch.real_maps[:-1], strict=True)

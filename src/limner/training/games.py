@@ -174,7 +174,7 @@ class Batch:
         w: w of the first row of every generated image, (B, w_dim).
         fake: generated images (B, 3, R, R).
         real_maps, fake_maps: the discriminator's features of both, augmented alike.
-        cuts: sizes of the groups that the heads judge apart from one another.
+        drawn: how many images, the last ones, come from z; they alone are judged, and as many pictures.
     """
 
     real: Tensor
@@ -182,7 +182,7 @@ class Batch:
     fake: Tensor
     real_maps: list[Tensor]
     fake_maps: list[Tensor]
-    cuts: list[int]
+    drawn: int
 
 
 class ProjectedGame(Game):
@@ -229,9 +229,9 @@ class ProjectedGame(Game):
         real = self.draw_pictures(size, random)
         with torch.set_grad_enabled(gradients):
             w_plus = draw_w_plus(run.G, size, run.options.mixing, random)
-            return self.look(real, w_plus, [size], random)
+            return self.look(real, w_plus, size, random)
 
-    def look(self, real: Tensor, w_plus: Tensor, cuts: list[int], random: StepRandom) -> Batch:
+    def look(self, real: Tensor, w_plus: Tensor, drawn: int, random: StepRandom) -> Batch:
         """Generate from w+ and compute the features of both sides, augmented by the same random changes."""
         options = self.run.options
         p = options.augment_p if options.augment != "none" else 0.0
@@ -241,18 +241,12 @@ class ProjectedGame(Game):
         random.cpu.set_state(same)
         with torch.no_grad():
             real_maps = self.D.features(augment_lightly(real, p, random.cpu))
-        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, cuts)
-
-    def judge(self, maps: list[Tensor], cuts: list[int]) -> list[Tensor]:
-        """Return the logits per head; every group is a batch of its own, since heads see the spread of a batch."""
-        groups = zip(*(x.split(cuts) for x in maps), strict=True)
-        return [torch.cat(logits) for logits in zip(*(self.D.judge(group) for group in groups), strict=True)]
+        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, drawn)
 
     def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return the generator's losses with their weights."""
-        loss_g = torch.stack([hinge_g_loss(x) for x in self.judge(batch.fake_maps, batch.cuts)]).sum()
-        # The last group is the one that was drawn from z.
-        drawn = [x[-batch.cuts[-1] :] for x in batch.fake_maps]
+        drawn = [x[-batch.drawn :] for x in batch.fake_maps]
+        loss_g = torch.stack([hinge_g_loss(x) for x in self.D.judge(drawn)]).sum()
         return {
             "loss_g": (1.0, loss_g),
             "moments": (self.run.options.moment_weight, self.moments(drawn)),
@@ -279,14 +273,14 @@ class ProjectedGame(Game):
             starts.append(random.cpu.get_state())
             with run.runtime.autocast():
                 batch = self.make_batch(size, random, gradients=keep)
-                fake_logits = self.judge([x.detach() for x in batch.fake_maps], batch.cuts)
-                real_logits = self.judge(batch.real_maps, batch.cuts)
+                drawn = batch.drawn
+                fake_logits = D.judge([x[-drawn:].detach() for x in batch.fake_maps])
+                real_logits = D.judge([x[-drawn:] for x in batch.real_maps])
                 pairs = zip(real_logits, fake_logits, strict=True)
                 loss_d = torch.stack([hinge_d_loss(real, fake) for real, fake in pairs]).sum()
             (loss_d * share).backward()
             self.moments.update(batch.real_maps)
             kept = [batch] if keep else []
-            drawn = batch.cuts[-1]
             spread = F.adaptive_avg_pool2d(batch.fake[-drawn:].detach(), 16).std(0).mean()
             add(loss_d=loss_d, spread=spread / F.adaptive_avg_pool2d(batch.real, 16).std(0).mean())
             run.G.w_avg.lerp_(batch.w[-drawn:].detach().float().mean(0), 0.01)

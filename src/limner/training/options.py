@@ -60,7 +60,7 @@ class GanOptions(Options):
     moment_weight: float = knob(5.0, lo=0, hi=100)
     """projected: weight of matching mean and spread of real features; keeps variety and colour."""
     reconstruct: float = knob(0.0, lo=0, hi=0.9)
-    """projected: share of every batch that gives training pictures back through an embedder; keeps variety."""
+    """projected: share of every batch that gives training pictures back through an embedder; an experiment."""
     reconstruct_weight: float = knob(3.0, lo=0, hi=1000)
     """Weight of the distance between picture and reconstruction (discriminator features and pixels)."""
     latent_weight: float = knob(1.0, lo=0, hi=100)
