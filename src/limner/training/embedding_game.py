@@ -1,12 +1,14 @@
 """A game in which part of every batch is the training pictures themselves, embedded and generated again.
 
-The adversarial loss alone says what is wrong with a picture, never what is missing.  Here an embedder looks at real pictures, the generator has to give them back,
-and the mapping network learns the distribution of the embedded latents by the energy distance.  The reconstructions
-are not judged: what the heads say would pull the embedder away from what it sees.  So every training picture pulls
-at the generator directly, and the embedder costs next to nothing, for its frozen trunk is the discriminator's.
+The adversarial loss alone says what is wrong with a picture, never what is missing.  Here an embedder looks at real
+pictures, the generator has to give them back, and the mapping network learns the distribution of the embedded latents
+by the energy distance.  The reconstructions are not judged: what the heads say would pull the embedder away from what
+it sees.  So every training picture pulls at the generator directly, and the embedder costs next to nothing, for its
+frozen trunk is the discriminator's.  docs/training.md says how far this has come.
 
-Source: Székely and Rizzo 2013, "Energy statistics" (doi 10.1016/j.jspi.2013.03.018), definition 1; Larsen et al. 2016, "Autoencoding beyond pixels using a
-learned similarity metric" (arXiv 1512.09300), section 2.3: the distance is one of the discriminator's features.
+Source: Székely and Rizzo 2013, "Energy statistics" (doi 10.1016/j.jspi.2013.03.018), definition 1; Larsen et al. 2016,
+"Autoencoding beyond pixels using a learned similarity metric" (arXiv 1512.09300), section 2.3: the distance is one of
+the discriminator's features.
 """
 
 from __future__ import annotations
