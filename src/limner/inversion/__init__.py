@@ -128,10 +128,8 @@ def invert(
         DivergedError: the search left the finite numbers.
     """
     if options.method == "auto":
-        from limner.nn.compact import CompactEncoder
-
-        there = isinstance(encoder, CompactEncoder) and init is None and mask is None
-        options = dataclasses.replace(options, method="encoder" if there else "w+")
+        there = init is None and mask is None and not goals
+        options = dataclasses.replace(options, method=_pick(encoder if there else None))
     module, _, function = METHODS[options.method].partition(":")
     method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     if goals and options.method not in (*SEARCHED, "hybrid"):
@@ -168,6 +166,13 @@ def invert(
         on_step=on_step,
         **extra,
     )
+
+
+def _pick(encoder: object) -> str:
+    """Return the method that ``auto`` stands for, given the encoder if it could see the whole job."""
+    from limner.nn.compact import CompactEncoder
+
+    return "encoder" if isinstance(encoder, CompactEncoder) else "w+"
 
 
 def __getattr__(name: str) -> Any:

@@ -366,6 +366,28 @@ class Projector:
         return render(self.generator, self.latent(), self.noise() or "constant").clamp(-1, 1)
 
 
+def _stages(options: InversionOptions) -> list[InversionOptions]:
+    """Return the search, and the second stage of Image2StyleGAN++ where one is asked for."""
+    if not options.noise_steps or options.method == "noise":
+        return [options]
+    second = dataclasses.replace(
+        options,
+        method="noise",
+        init="given",
+        steps=options.noise_steps,
+        learning_rate=options.noise_learning_rate,
+        rampup=0.0,
+        rampdown=0.0,
+        fit_noise=True,
+        noise_reg=0.0,
+        noise_scaled=False,
+        patience=0,
+        w_norm=0.0,
+        p_norm=0.0,
+    )
+    return [options, second]
+
+
 def optimize(
     generator: Generator,
     image: Tensor,
@@ -399,25 +421,7 @@ def optimize(
         init = encoder_codes(generator, image, options, encoder, "init encoder")
         options = dataclasses.replace(options, init="given")
     rng = rng or torch.Generator().manual_seed(options.seed)
-    stages = [options]
-    if options.noise_steps and method != "noise":
-        stages.append(
-            dataclasses.replace(
-                options,
-                method="noise",
-                init="given",
-                steps=options.noise_steps,
-                learning_rate=options.noise_learning_rate,
-                rampup=0.0,
-                rampdown=0.0,
-                fit_noise=True,
-                noise_reg=0.0,
-                noise_scaled=False,
-                patience=0,
-                w_norm=0.0,
-                p_norm=0.0,
-            )
-        )
+    stages = _stages(options)
     total, before = sum(stage.steps for stage in stages), 0
     steps, noise = [0] * len(image), None
     result, target, latent = image, image, init
