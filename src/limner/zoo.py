@@ -26,6 +26,7 @@ DEFAULT_GENERATOR = "heads"  # what commands take when no model is named
 LOADERS = {
     "model": "limner.checkpoints:load",
     "child": "limner.checkpoints:load",
+    "dual": "limner.checkpoints:load",
     "trunk": "limner.nn.features:load_trunk",
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
@@ -46,7 +47,8 @@ class Card:
     Args:
         name: what it is called on the command line.
         path: where it lies.
-        kind: model, child (a model kept as its difference to ``parent``), style, trunk, detector, identity, encoder, or lpips for a part of that distance.
+        kind: model, child (a model kept as its difference to ``parent``), dual (a DualStyleGAN kept so), style, trunk,
+            detector, identity, encoder, or lpips for a part of that distance.
         sha256: digest of the file when it was bundled or installed.
         bytes: its size.
         licence: terms of the weights.

@@ -17,6 +17,7 @@ from torch import Tensor
 from limner.checkpoints import (
     child,
     dual,
+    dual_child,
     hyperinverter,
     mmgeneration,
     native,
@@ -50,6 +51,7 @@ __all__ = [
 
 FORMATS: tuple[Format, ...] = (
     child.FORMAT,
+    dual_child.FORMAT,
     native.FORMAT,
     nvlabs.FORMAT,
     stylegan1.TF_FORMAT,

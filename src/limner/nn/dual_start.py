@@ -29,7 +29,9 @@ def start_extrinsic(dual: DualGenerator, *, seed: int = 0) -> None:
         part, _, rest = name.partition(".")
         if part == "generator" or parameter.ndim < 2:
             continue
-        noise = hashed_uniform(parameter.numel(), stream=seed * 100_003 + number).view_as(parameter).to(parameter)
+        noise = (
+            hashed_uniform(parameter.numel(), stream=seed * 100_003 + number).view_as(parameter).to(parameter)
+        )
         if part == "style":
             layer = dual.style.layers[int(rest.split(".")[1])]
             parameter.copy_(noise / getattr(layer, "lr_multiplier"))  # noqa: B009 - of a module list

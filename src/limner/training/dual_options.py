@@ -197,6 +197,8 @@ PLAYED = {
     "ema_kimg",
 }
 PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror"}
+PLAYERS = ("structure", "style")
+TUNED_WITH = {"discriminator", "augment_p", "mirror", "feature_resolution", "r1_gamma", "d_reg_interval"}
 LENGTHS = {"tune_kimg", "style_kimg", "sampler_epochs"}
 """A stage that is over goes on when these grow; what comes after it is then out of date."""
 
@@ -214,11 +216,8 @@ def stage_key(options: DualTrainOptions, stage: str, before: str) -> str:
         owner = name.partition("_")[0]
         if owner in STAGES and name not in PLAYED and owner != stage:
             continue
-        if name in PLAYED and stage not in ("structure", "style"):
-            if not (
-                stage == "tune" and name in ("discriminator", "augment_p", "mirror", "feature_resolution")
-            ):
-                continue
+        if name in PLAYED and stage not in PLAYERS and not (stage == "tune" and name in TUNED_WITH):
+            continue
         if name not in UNCOUNTED | LENGTHS:
             chosen[name] = value
     text = json.dumps([stage, before, chosen], sort_keys=True, default=str)

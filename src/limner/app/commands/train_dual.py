@@ -47,7 +47,9 @@ def run(options: Options, console: Console) -> int:
     console.print(f"previews: {training.out}/*/sheets")
     if not finished:
         console.print("stopped before the end; the same command goes on from here")
-    console.result(finished=finished, out=training.out, model=model if model.exists() else None, figures=watch.figures)
+    console.result(
+        finished=finished, out=training.out, model=model if model.exists() else None, figures=watch.figures
+    )
     return 0
 
 
@@ -65,7 +67,9 @@ class _Watch:
         self.end()
         self._stage = name
         number = STAGES.index(name) + 1
-        self.console.print(f"stage {number} of {len(STAGES)}, {name}: {TITLES[name]}{'; done before' if over else ''}")
+        self.console.print(
+            f"stage {number} of {len(STAGES)}, {name}: {TITLES[name]}{'; done before' if over else ''}"
+        )
 
     def step(self, stage: Stage, record: dict[str, Any]) -> None:
         """Show one step."""
