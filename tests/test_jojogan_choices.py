@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_losses_and_weights_count_as_they_say(
 ) -> None:
     """Each loss against the sum written out."""
     z = torch.randn(2, W_DIM)
-    zero = {"perceptual": 0.0, "pixels": 0.0}
+    zero: dict[str, Any] = {"perceptual": 0.0, "pixels": 0.0}
     image = start(generator, discriminator, pictures).paint(z, "constant").detach()
     apart = image - pictures["images"]
 
@@ -174,7 +175,7 @@ def test_a_distance_that_is_missing_is_named(
         ({"identity": 1.0}, "identity"),
     ):
         with pytest.raises(OptionError, match=f"pass `{name}`"):
-            learn(generator, discriminator, options=JojoganOptions(**options), **pictures)
+            learn(generator, discriminator, options=JojoganOptions(**options), **pictures)  # type: ignore[arg-type]
 
 
 def test_the_identity_loss_holds_faces_near_those_without_the_style(
@@ -267,6 +268,7 @@ def test_merging_adds_changes_and_survives_the_file(
     state = torch.load(tmp_path / "both.pt", weights_only=True)
     assert set(state) >= {"g", "g_ema", "latent_avg"}
     found = checkpoints.load(tmp_path / "both.pt").generator
+    assert found is not None
     w_plus = pictures["w_plus"]
     torch.testing.assert_close(found.synthesis(w_plus), both.apply(generator).synthesis(w_plus))
     with pytest.raises(KeyMismatchError, match="only styles of one base"):
