@@ -135,9 +135,8 @@ def search(
             }
             if on_step is not None:
                 on_step(done, total_steps, record, preview)
-    latent = codes().detach()
     noise = tuple(values.detach() for values in maps) or start.noise
-    return Found(Portrait(latent, noise, start.changes), preview(), record)
+    return Found(Portrait(codes().detach(), noise, start.changes), preview(), record)
 
 
 def check_pictures(generator: Generator, *images: Tensor) -> None:
