@@ -68,6 +68,7 @@ def paint(dual: DualGenerator, code: torch.Tensor) -> torch.Tensor:
 
 def test_round_trip(file, dual, codes):
     model = checkpoints.load(file)
+    assert model.dual is not None
     assert model.format == KIND
     assert model.metadata["licence"] == "CC0-1.0"
     assert model.generator is model.dual.generator
@@ -97,6 +98,7 @@ def test_the_reported_error_is_what_is_found(tmp_path, dual, codes):
         assert path.stat().st_size <= budget
     assert figures[33_000]["picture_error"] < figures[25_000]["picture_error"]
     model = checkpoints.load(path)
+    assert model.dual is not None
     w_plus = base.broadcast(base.mapping(torch.randn(5, 16, generator=torch.Generator().manual_seed(2))))
     stacks = [torch.stack(list(one.values())) for one in (codes, model.codes["refined"])]
     one, other = (

@@ -151,7 +151,9 @@ def test_destylising_comes_nearer_to_the_portraits(folder, tmp_path, styled):
     assert sum(r["perceptual"] for r in after) < 0.8 * sum(r["perceptual"] for r in before)
     assert many.codes["intrinsic"].shape == (4, 8, 16)
     assert not many.codes["intrinsic"].equal(many.codes["extrinsic"])
-    assert many.preview().shape[2] == 3
+    sheet = many.preview()
+    assert sheet is not None
+    assert sheet.shape[2] == 3
 
 
 def test_structure_transfer_comes_nearer_to_the_mixed_faces(folder, tmp_path):
@@ -254,6 +256,7 @@ def test_all_stages_in_order_and_the_model(folder, tmp_path, table):
         assert list((out / f"{number}-{name}" / "sheets").glob("*.png")), f"{name} shows nothing"
     model = checkpoints.load(out / "model.safetensors")
     assert model.sampler is not None
+    assert model.dual is not None
     assert set(model.codes) == {"extrinsic", "intrinsic", "refined"}
     assert list(model.codes["refined"]) == ["000.png", "001.png", "003.png", "004.png"]
     base = make_generator().state_dict()

@@ -113,9 +113,9 @@ def make_encode(setting: Setting) -> Callable[[Tensor], Tensor]:
         search = InversionOptions(
             method="z+",
             steps=max(1, steps),
+            init="mean" if start is None else "given",
             seed=options.seed,
             fit_noise=False,
-            **({} if start is None else {"init": "given"}),
         )
         init = None if start is None else Latent("z+", start)
         found = invert(base, image, search, perceptual=setting.eyes.perceptual, init=init)
