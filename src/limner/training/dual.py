@@ -335,7 +335,8 @@ class DualTraining:
             codes=named,
             metadata={"provenance": provenance, "licence": "unknown"},
         )
-        checkpoints.save(checkpoint, self.out / "model.safetensors", dtype="float16")
+        # Whole precision: half of it would hide the small changes that the bundled file is made of.
+        checkpoints.save(checkpoint, self.out / "model.safetensors")
 
 
 class _TuneStage(Stage):
