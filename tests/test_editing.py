@@ -377,7 +377,7 @@ def test_inpainting_restores_what_is_known(generator):
     hole = editing.make_region("box:0.5:0.5:1:1", 32)
     broken = torch.where(hole > 0, torch.ones_like(image), image)
     steps: list[int] = []
-    options = InpaintOptions(steps=60, w_norm=0.0, noise_reg=0.0, learning_rate=0.1)
+    options = InpaintOptions(steps=60, w_norm=0.0, noise_reg=0.0, noise="joint")
     found = editing.inpaint(
         generator,
         broken,

@@ -114,3 +114,14 @@ def test_blend_models(tmp_path, base, generator):
     plain, blended, child = (sheet[:, n * (RESOLUTION + 4) + 4 :][:, :RESOLUTION] for n in range(3))
     assert np.array_equal(blended, child)  # the child differs in the last layer alone
     assert plain[4:36].mean() > child[4:36].mean() + 20
+
+
+def test_edit_faces(tmp_path, base):
+    main = load_example("edit_faces").main
+    out = main("seed:1", "seed:2", str(tmp_path / "morph.gif"), base, "4")
+    frames = list(media.read_film(out))
+    assert len(frames) == 6
+    assert frames[0].shape == (RESOLUTION, RESOLUTION, 3)
+    sheet = media.read(tmp_path / "morph.png").pixels
+    first = sheet[4 + RESOLUTION + 4 :][:RESOLUTION, 4 : 4 + RESOLUTION]
+    assert np.abs(frames[0].astype(int) - first).mean() < 8  # a GIF has 256 colours

@@ -109,7 +109,11 @@ class InpaintOptions(SearchOptions):
     """How a missing region is filled."""
 
     steps: int = knob(200, lo=1, hi=20_000)
-    w_norm: float = knob(0.05, lo=0.0, hi=1e6)
+    learning_rate: float = knob(0.1, lo=1e-5, hi=1.0)
+    noise: str = knob("none", choices=NOISES)
+    w_norm: float = knob(1.0, lo=0.0, hi=1e6)
+    """weight of the codes' mean squared distance from the mean, in standard deviations; less follows what is known more
+    closely and leaves the hole discoloured, since nothing else holds the face there"""
     l2: float = knob(1.0, lo=0.0, hi=1e6)
     """weight of the mean squared difference of pixels, where the picture is known"""
     perceptual: float = knob(1.0, lo=0.0, hi=1e6)

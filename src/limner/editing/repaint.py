@@ -125,8 +125,8 @@ def inpaint(
         DivergedError: the search left the finite numbers.
 
     Source: Abdal et al. 2020, "Image2StyleGAN++" (arXiv 1911.11544), section 5, image inpainting.
-    Differs: codes and noise maps are searched together by default, and the codes are kept near the mean, since nothing
-    else holds the face in the hole.
+    Differs: the codes are kept near the mean, since nothing else holds the face in the hole; noise maps are searched on
+    demand.
     """
     options = options or InpaintOptions()
     hole = check_region(generator, hole)

@@ -1,0 +1,293 @@
+"""``limner edit`` on a tiny model, and the films it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from limner import checkpoints, editing, media
+from limner.app import cli
+from limner.errors import MediaError, MissingExtraError
+from limner.latent import Latent, load_latent, render, save_latent
+from limner.nn import deltas
+
+CELL = 36
+
+
+@pytest.fixture
+def model(tmp_path, generator) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    checkpoints.save(checkpoints.Checkpoint(generator=generator), path)
+    return path
+
+
+@pytest.fixture
+def codes(tmp_path, generator) -> list[Path]:
+    """Three latent files, the first with noise maps and a change of the generator."""
+    files = []
+    for n in range(3):
+        latent = Latent(
+            "w+", torch.randn(1, generator.num_rows, 16, generator=torch.Generator().manual_seed(n))
+        )
+        base = {"base": {"name": "tiny", "digest": deltas.digest(generator)}}
+        extra = {}
+        if n == 0:
+            maps = [
+                torch.randn(1, 1, *layer.get_buffer("noise").shape) for layer in generator.synthesis.layers
+            ]
+            change = {"synthesis.to_rgb.3.bias": torch.full_like(generator.synthesis.to_rgb[3].bias, 0.5)}
+            extra = {"noise": maps, "delta": deltas.compress(change).tensors}
+        files.append(save_latent(tmp_path / f"face{n}.safetensors", latent, metadata=base, **extra))
+    return files
+
+
+@pytest.fixture
+def photo(tmp_path, generator) -> Path:
+    """An aligned picture that the model painted."""
+    z = torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(2))
+    return media.write(tmp_path / "photo.png", media.to_pixels(generator(z, psi=0.5))[0])
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    """Run ``limner edit`` and return exit status, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(["edit", *map(str, words), "--device", "cpu"])
+    return status, out.getvalue(), err.getvalue()
+
+
+def shown(generator, file: Path) -> np.ndarray:
+    """What a latent file paints."""
+    return media.to_pixels(editing.paint(generator, editing.Portrait.of(load_latent(file))))[0]
+
+
+def cells(path: Path) -> list[np.ndarray]:
+    """The pictures of a sheet's last row."""
+    sheet = media.read(path).pixels
+    row = sheet[-CELL:][:32]
+    return [row[:, left : left + 32] for left in range(4, sheet.shape[1] - 32, CELL)]
+
+
+def test_a_morph_as_strip_frames_and_film(model, codes, generator, tmp_path):
+    words = ("morph", *codes, "--model", model, "--frames", 3)
+    status, text, err = run(*words, "-o", tmp_path / "strip.png", "--json")
+    assert status == 0, err
+    assert json.loads(text)["frames"] == 5
+    strip = cells(tmp_path / "strip.png")
+    assert len(strip) == 5
+    for place, file in ((0, codes[0]), (2, codes[1]), (4, codes[2])):
+        assert np.array_equal(strip[place], shown(generator, file))
+    provenance = media.read_provenance(tmp_path / "strip.png")
+    assert provenance is not None
+    assert provenance["options"]["command"] == "edit morph"
+    assert provenance["options"]["frames"] == 3
+    assert run(*words, "-o", tmp_path / "frames")[0] == 0
+    frames = sorted((tmp_path / "frames").glob("*.png"))
+    assert [file.name for file in frames] == [f"{n:04d}.png" for n in range(5)]
+    assert all(np.array_equal(media.read(f).pixels, cell) for f, cell in zip(frames, strip, strict=True))
+    assert run(*words, "-o", tmp_path / "film.gif", "--fps", 10)[0] == 0
+    film = list(media.read_film(tmp_path / "film.gif"))
+    assert len(film) == 5
+    assert all(np.abs(x.astype(int) - y).mean() < 8 for x, y in zip(film, strip, strict=True))
+    with Image.open(tmp_path / "film.gif") as picture:
+        assert picture.info["duration"] == 100
+        note = json.loads(picture.info["comment"])
+    assert note["options"]["command"] == "edit morph"
+    assert note["digital_source_type"].endswith("/trainedAlgorithmicMedia")
+
+
+def test_a_morph_as_mp4(model, codes, tmp_path):
+    av = pytest.importorskip("av")
+    status, _, err = run("morph", *codes[:2], "--model", model, "--frames", 4, "-o", tmp_path / "film.mp4")
+    assert status == 0, err
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert json.loads(container.metadata["comment"])["options"]["command"] == "edit morph"
+        assert container.streams.video[0].average_rate == 20
+    frames = list(media.read_film(tmp_path / "film.mp4"))
+    assert len(frames) == 4
+    assert frames[0].shape == (32, 32, 3)
+
+
+def test_a_sheet_of_mixtures(model, codes, generator, tmp_path):
+    words = ("mix", codes[1], "--styles", codes[2], "--model", model, "--layers", "4-")
+    assert run(*words, "-o", tmp_path / "one.png")[0] == 0
+    a, b = (load_latent(file).latent.tensor for file in codes[1:])
+    mixed = torch.cat([a[:, :4], b[:, 4:]], 1)
+    wanted = media.to_pixels(render(generator, Latent("w+", mixed)))[0]
+    assert np.array_equal(media.read(tmp_path / "one.png").pixels, wanted)
+    status, _, err = run(*words, "--styles", "seed:3-4", "--grid", "-o", tmp_path / "grid.png")
+    assert status == 0, err
+    sheet = media.read(tmp_path / "grid.png").pixels[-CELL:][:32]  # labels stand left of it and above
+    assert np.array_equal(sheet[:, -3 * CELL :][:, :32], wanted)
+    assert run(*words, "--styles", "seed:3", "-o", tmp_path / "folder")[0] == 0
+    names = {file.name for file in (tmp_path / "folder").iterdir()}
+    assert names == {"face1+face2.png", "face1+seed3.png"}
+    assert "--styles" in run("mix", codes[1], "--model", model)[2]
+
+
+def test_expression_without_strength_is_the_face(model, codes, generator, tmp_path):
+    words = ("expression", *codes, "--model", model, "--strength", 0, "--compare")
+    status, _, err = run(*words, "-o", tmp_path / "x.png", "--save-latent", tmp_path / "kept.safetensors")
+    assert status == 0, err
+    face, _, _, result = cells(tmp_path / "x.png")
+    assert np.array_equal(face, result)
+    # The codes that are kept have the noise maps and the change of the generator still.
+    kept = load_latent(tmp_path / "kept.safetensors")
+    assert kept.noise is not None
+    assert kept.delta is not None
+    assert np.array_equal(shown(generator, tmp_path / "kept.safetensors"), face)
+
+
+def test_expression_within_a_region_and_from_a_sequence(model, codes, generator, tmp_path):
+    assert (
+        run(
+            "expression",
+            *codes,
+            "--model",
+            model,
+            "--region",
+            "lower",
+            "--feather",
+            0,
+            "-o",
+            tmp_path / "x.png",
+        )[0]
+        == 0
+    )
+    pixels, before = media.read(tmp_path / "x.png").pixels, shown(generator, codes[0])
+    assert np.array_equal(pixels[:16], before[:16])
+    assert not np.array_equal(pixels[16:], before[16:])
+    words = ("expression", codes[0], "--driving", f"{codes[1]},{codes[2]}", "--model", model)
+    status, _, err = run(*words, "-o", tmp_path / "strip.png")
+    assert status == 0, err
+    still, moved = cells(tmp_path / "strip.png")
+    assert np.array_equal(still, before)
+    assert not np.array_equal(moved, before)
+    status, _, err = run("expression", codes[0], "--model", model)
+    assert status == 2
+    assert "--driving" in err
+
+
+def test_inpainting_keeps_what_is_known(model, photo, tmp_path):
+    words = ("inpaint", photo, "right", "--model", model, "--aligned", "--steps", 2, "--feather", 0)
+    status, _, err = run(*words, "-o", tmp_path / "x.png")
+    assert status == 0, err
+    pixels, known = media.read(tmp_path / "x.png"), media.read(photo).pixels
+    assert np.abs(pixels.pixels[:, :16].astype(int) - known[:, :16]).max() <= 1
+    assert not np.array_equal(pixels.pixels[:, 16:], known[:, 16:])
+    assert pixels.source_type == "compositeWithTrainedAlgorithmicMedia"
+    mask = np.zeros((32, 32, 3), np.uint8)
+    mask[:, 16:] = 255
+    words = ("inpaint", photo, media.write(tmp_path / "mask.png", mask), *words[3:])
+    assert run(*words, "-o", tmp_path / "y.png")[0] == 0
+    assert np.array_equal(media.read(tmp_path / "y.png").pixels, pixels.pixels)
+    assert run(*words, "--no-keep", "-o", tmp_path / "z.png")[0] == 0
+    assert media.read(tmp_path / "z.png").source_type == "trainedAlgorithmicMedia"
+
+
+def test_crossover_and_transfer_of_photos(model, codes, photo, tmp_path):
+    common = ("--model", model, "--aligned", "--steps", 2, "--invert-steps", 2)
+    for words in (
+        ("crossover", photo, codes[0], "--region", "mouth"),
+        ("transfer", codes[0], photo, "--way", "gram", "--region", "face"),
+        ("transfer", photo, codes[0]),
+    ):
+        out = tmp_path / "-".join(str(word) for word in words[::2] if "/" not in str(word))
+        status, _, err = run(*words, *common, "-o", out.with_suffix(".png"), "--compare")
+        assert status == 0, err
+        assert len(cells(out.with_suffix(".png"))) == 3
+    assert "--way gram" in run("transfer", codes[0], codes[1], "--region", "face", *common)[2]
+
+
+def test_sliders(model, codes, generator, tmp_path):
+    base = {"base": {"name": "tiny", "digest": deltas.digest(generator)}}
+    found = [editing.Direction("smile", torch.ones(16)), editing.Direction("age", -torch.ones(16))]
+    file = editing.save_directions(tmp_path / "d.safetensors", found, metadata=base)
+    words = ("direction", codes[1], file, "--model", model)
+    assert run(*words, "--move", "smile=1,age=1", "-o", tmp_path / "x.png")[0] == 0
+    assert np.array_equal(media.read(tmp_path / "x.png").pixels, shown(generator, codes[1]))
+    status, _, err = run(*words, "--move", "smile=-1:1", "--frames", 3, "-o", tmp_path / "y.png")
+    assert status == 0, err
+    low, middle, high = cells(tmp_path / "y.png")
+    assert np.array_equal(middle, shown(generator, codes[1]))
+    assert not np.array_equal(low, high)
+    for move, message in (
+        ("simle=1", "did you mean 'smile'"),
+        ("smile", "NAME=AMOUNT"),
+        ("smile=nan", "NAME=AMOUNT"),
+    ):
+        assert message in run(*words, "--move", move)[2]
+    other = editing.save_directions(
+        tmp_path / "o.safetensors", found, metadata={"base": {"name": "x", "digest": "y"}}
+    )
+    assert (
+        "another generator (x)" in run("direction", codes[1], other, "--model", model, "--move", "age=1")[2]
+    )
+
+
+def test_what_cannot_be_edited(model, codes, tmp_path):
+    foreign = save_latent(
+        tmp_path / "f.safetensors",
+        Latent("w", torch.zeros(1, 16)),
+        metadata={"base": {"name": "x", "digest": "y"}},
+    )
+    small = save_latent(tmp_path / "s.safetensors", Latent("w", torch.zeros(1, 8)))
+    for words, message in (
+        (("morph", codes[0]), "two faces or more"),
+        (("morph", codes[0], foreign), "codes of another generator (x)"),
+        (("morph", codes[0], small), "expected [(16,)]"),
+        (("morph", codes[0], "seed:x"), "is no seed"),
+        (("morph", codes[0], codes[1], "-o", tmp_path / "x.avi"), "possible are"),
+        (("crossover", codes[0], "seed:1-2"), "holds 2 faces"),
+        (("crossover", codes[0], codes[1], "--region", "muoth"), "did you mean 'mouth'"),
+        (("crossover", codes[0], codes[1], "-o", tmp_path / "x.gif"), "cannot write .gif"),
+    ):
+        status, _, err = run(*words, "--model", model)
+        assert status == 2
+        assert message in err
+        assert err.count("\n") == 1
+
+
+# ---- films
+
+
+def test_films_say_what_is_wrong(tmp_path, monkeypatch):
+    frame = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(MediaError, match="one frame or more"):
+        media.write_film(tmp_path / "x.gif", [])
+    with pytest.raises(MediaError, match="frame 2 is"):
+        media.write_film(tmp_path / "x.gif", [frame, frame[:4]])
+    with pytest.raises(MediaError, match="possible are .gif, .mp4"):
+        media.write_film(tmp_path / "x.mov", [frame])
+    with pytest.raises(MediaError, match="no such file"):
+        list(media.read_film(tmp_path / "none.mp4"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    with pytest.raises((MediaError, MissingExtraError)):
+        list(media.read_film(tmp_path / "broken.mp4"))
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(MissingExtraError, match="limner\\[video\\]"):
+        media.write_film(tmp_path / "x.mp4", [frame])
+    with pytest.raises(MissingExtraError, match="PyAV"):
+        media.check_film("x.mp4")
+
+
+def test_films_come_back(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [np.full((9, 13, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(5)]
+    media.write_film(tmp_path / "x.gif", frames)
+    back = list(media.read_film(tmp_path / "x.gif"))
+    assert all(np.array_equal(x, y) for x, y in zip(back, frames, strict=True))
+    assert len(list(media.read_film(tmp_path / "x.gif", most=2))) == 2
+    pytest.importorskip("av")
+    media.write_film(tmp_path / "x.mp4", frames, fps=12.5)
+    back = list(media.read_film(tmp_path / "x.mp4"))
+    assert [one.shape for one in back] == [(8, 12, 3)] * 5
+    assert all(np.abs(x.astype(int) - y[:8, :12]).mean() < 12 for x, y in zip(back, frames, strict=True))
