@@ -51,7 +51,9 @@ class Case:
         latent = bool(self.case.get("input_is_latent"))
         names = self.case["instyle"]
         names = names if isinstance(names, list) else [names]
-        codes = [self.code(name, z_plus=bool(self.case.get("z_plus_latent")), latent=latent) for name in names]
+        codes = [
+            self.code(name, z_plus=bool(self.case.get("z_plus_latent")), latent=latent) for name in names
+        ]
         if len(codes) == 2:
             index = self.case["inject_index"]
             codes = [torch.cat([codes[0][:, :index], codes[1][:, index:]], 1)]

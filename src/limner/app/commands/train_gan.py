@@ -94,7 +94,9 @@ def _fit(training: GanTraining, console: Console) -> bool:
 
         def show(record: dict[str, Any]) -> None:
             losses = "  ".join(
-                f"{k} {v:.3g}" for k, v in record.items() if k.startswith(("loss", "moments", "augment", "rec", "cycle"))
+                f"{k} {v:.3g}"
+                for k, v in record.items()
+                if k.startswith(("loss", "moments", "augment", "rec", "cycle"))
             )
             progress.set(min(left, gan.images - start), f"{record['img_per_s']:.1f} img/s  {losses}")
 
