@@ -100,7 +100,7 @@ def stamp(*arrays: np.ndarray | Tensor) -> str:
     """Return a digest of arrays, such as pictures: their types, shapes and numbers."""
     total = hashlib.sha256()
     for array in arrays:
-        values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+        values = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
         total.update(f"{values.dtype}{values.shape};".encode())
         total.update(np.ascontiguousarray(values).tobytes())
     return total.hexdigest()
