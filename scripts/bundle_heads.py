@@ -21,7 +21,7 @@ from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.yardstick import Yardstick
 
-SOURCE = "12,000 renders of synthetic heads from MakeHuman's CC0 assets (heads-256), seeds 0-10999; nobody in them exists"
+SOURCE = "11,000 renders of synthetic heads from MakeHuman's CC0 assets (heads-256), seeds 0-10999; nobody in them exists"
 RECIPE = "recipes/heads-64.yaml, then heads-128.yaml, then heads-128-discriminator.yaml (limner train gan --config ...)"
 CARD = """# heads - generator and discriminator of synthetic heads, {resolution} px
 

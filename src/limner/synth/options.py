@@ -37,7 +37,7 @@ class SynthOptions(Options):
     looks: tuple[str, ...] = ()
     """heads also as toon, comic, clay, pencil: one folder each, same scene"""
     labels: bool = False
-    """heads also as label maps: skin, hair, eyes, ..."""
+    """heads also as label maps, which say what each pixel shows: skin, hair, eyes and so on"""
     frontal: bool = False
     """heads also from the front, relaxed, in even light before grey"""
     look_version: int = knob(LOOK_VERSIONS[0], lo=LOOK_VERSIONS[0], hi=LOOK_VERSIONS[-1])

@@ -29,7 +29,7 @@ class Options(BlendOptions):
     """Options of ``limner blend``."""
 
     models: tuple[str, ...] = knob()
-    """models to blend, names or files: a base and children that were fine-tuned from it, in the order of ``swap``"""
+    """models to blend, names or files: a base and children that were fine-tuned from it, in the order of --swap"""
     out: Path = Path("blend.safetensors")
     """file to write: a model (.safetensors, .pt), a style of the first model (.limner), or only the sheet (.png, ...)"""
     grid: bool = False
@@ -51,7 +51,9 @@ class Options(BlendOptions):
 def run(options: Options, console: Console) -> int:
     """Load, check that they are relatives, blend, write."""
     if len(options.models) < 2:
-        raise OptionError("limner blend: name two models or more, such as limner blend heads toon --swap 32")
+        raise OptionError(
+            "limner blend: name two models or more, such as limner blend heads toon-child --swap 32"
+        )
     only_sheet = options.out.suffix.lower() in PICTURES
     sheet = options.out if only_sheet else options.out.with_name(f"{options.out.stem}-grid.png")
     targets = ([] if only_sheet else [options.out]) + ([sheet] if only_sheet or options.grid else [])
