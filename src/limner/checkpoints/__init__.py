@@ -68,7 +68,6 @@ FORMATS: tuple[Format, ...] = (
 """All formats in the order in which they are tried."""
 
 RECOGNISED = (
-    ("encoder.", "an encoder file (pSp, e4e or ReStyle)"),
     ("kp_detector", "a first-order motion model"),
 )
 """Beginnings of names by which files that no format reads yet are called by their name."""

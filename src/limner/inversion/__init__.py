@@ -128,8 +128,7 @@ def invert(
         DivergedError: the search left the finite numbers.
     """
     if options.method == "auto":
-        there = init is None and mask is None and not goals
-        options = dataclasses.replace(options, method=_pick(encoder if there else None))
+        options = dataclasses.replace(options, method=_pick(encoder if init is None else None))
     module, _, function = METHODS[options.method].partition(":")
     method = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     if goals and options.method not in (*SEARCHED, "hybrid"):
@@ -172,7 +171,7 @@ def _pick(encoder: object) -> str:
     """Return the method that ``auto`` stands for, given the encoder if it could see the whole job."""
     from limner.nn.compact import CompactEncoder
 
-    return "encoder" if isinstance(encoder, CompactEncoder) else "w+"
+    return "hybrid" if isinstance(encoder, CompactEncoder) else "w+"
 
 
 def __getattr__(name: str) -> Any:

@@ -23,9 +23,10 @@ class InversionOptions(Options):
 
     method: str = knob("w+", choices=("auto", *METHODS))
     """space that is searched (w+ is closest to the picture, w easiest to edit); or noise: the noise maps alone; or ii2s:
-    w+, kept near the codes of the mapping network; or pivotal: search, then tune the generator around what was found; or encoder: the compact encoder, hybrid: a search in w+ that starts from it, auto:
-    the encoder if the generator has one, else w+; or psp, e4e, restyle: an encoder of this kind; or hyper:
-    HyperInverter, code and generator from networks"""
+    w+, kept near the codes of the mapping network; or pivotal: search, then tune the generator around what was found;
+    or encoder: the compact encoder, hybrid: a search in w+ that starts from it, auto: hybrid if the generator has an
+    encoder, else w+; or psp, e4e, restyle: an encoder of this kind; or hyper: HyperInverter, code and generator from
+    networks"""
     steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search"""
     learning_rate: float = knob(0.1, lo=1e-5, hi=1.0)

@@ -36,8 +36,8 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
     feather: float = knob(0.25, lo=0.0, hi=0.5, step=0.01)
     color_match: str = knob("none", choices=("none", "lab", "linear"))
     inverter: str = knob("auto", choices=INVERTERS)
-    """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is encoder if the generator
-    has one, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
+    """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the generator
+    has an encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
     the generator to the person, which is closest and slowest"""
     invert_steps: int = knob(100, lo=1, hi=20_000)
     """steps of the search"""
@@ -73,7 +73,7 @@ class LearnOptions(JojoganOptions):
     """the pictures are aligned faces already: take each as a whole, without looking for a face"""
     inverter: str = knob("w+", choices=PICTURE_INVERTERS)
     """how the pictures' codes are found: w+ and w search; encoder takes a moment, hybrid searches on from there; auto is
-    encoder if the generator has one, else w+"""
+    hybrid if the generator has an encoder, else w+"""
     invert_steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search for the pictures' codes"""
     closeness: float = knob(0.01, lo=0.0, hi=10.0)
@@ -91,8 +91,8 @@ class PortraitOptions(DetectOptions, TrunkOptions):
     encoder: str = ""
     """compact encoder in place of the generator's own, name or file"""
     inverter: str = knob("auto", choices=INVERTERS)
-    """how a face of a photo is embedded: encoder takes a moment, hybrid searches on from there; auto is encoder if the
-    generator has one, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
+    """how a face of a photo is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the
+    generator has an encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
     the generator to the person, which is closest and slowest"""
     invert_steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search"""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limner import __version__, zoo
 from limner.app.console import Console, format_bytes, format_seconds
-from limner.errors import OptionError
+from limner.errors import LimnerError, OptionError
 from limner.evaluation.options import EvaluationOptions
 from limner.files import check_writable
 from limner.options import knob
@@ -61,13 +61,20 @@ def run(options: Options, console: Console) -> int:
     named: dict[str, Any] = {"encoder": options.encoder} if options.encoder else {}
     models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings), **named)
     store = Store(None if options.fresh else options.cache or zoo.cache_dir() / "evaluation")
-    sections, seconds = [], {}
+    sections, seconds, failed = [], {}, None
     for name in chosen:
         begun = time.perf_counter()
-        section = measure(name, models, options, store, console)
+        try:
+            section = measure(name, models, options, store, console)
+        except LimnerError as error:  # what could be measured is still reported
+            console.warn(f"{name} was not measured: {error}")
+            failed = error
+            continue
         seconds[name] = time.perf_counter() - begun
         console.print(f"{section.title}: {format_seconds(seconds[name])}")
         sections.append(section)
+    if failed is not None and not sections:
+        raise failed
     files = write_report(options.out, sections, about(options, models), command=command_line(options))
     size = sum(file.stat().st_size for file in files)
     if size > COMMITTED_BYTES:
@@ -87,6 +94,8 @@ def run(options: Options, console: Console) -> int:
         sections={section.name: section.data for section in sections},
         seconds=seconds,
     )
+    if failed is not None:
+        raise failed
     return 0
 
 

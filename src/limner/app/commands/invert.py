@@ -45,9 +45,10 @@ class Options(
     """Options of ``limner invert``."""
 
     method: str = knob("auto", choices=("auto", *METHODS))
-    """auto: the compact encoder if the generator has one, else w+; encoder: the compact encoder, tens of milliseconds;
+    """auto: hybrid if the generator has a compact encoder, else w+; encoder: the compact encoder, tens of milliseconds;
     hybrid: a search in w+ that starts from it; z, z+, w, w+, s: the space that is searched (w+ is closest to the
-    picture, w easiest to edit); noise: the noise maps alone; ii2s: w+ near the codes of the mapping network; pivotal: search, then tune the generator around what was found; psp, e4e, restyle: an
+    picture, w easiest to edit); noise: the noise maps alone; ii2s: w+ near the codes of the mapping network; pivotal:
+    search, then tune the generator around what was found; psp, e4e, restyle: an
     encoder of this kind; hyper: HyperInverter, code and generator from networks"""
     photos: tuple[Path, ...] = knob()
     """photos; every face of every photo is embedded"""
