@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -111,3 +112,40 @@ def test_two_processes_share_the_batch_and_write_once(tmp_path, words):
     state = torch.load(out / "state.pt", weights_only=True)
     assert state["images"] == 8
     assert checkpoints.load(out / "model.safetensors").generator.resolution == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra", [[], ["--reconstruct", "0.5", "--embed-kimg", "0.02"]], ids=["plain", "embedding"]
+)
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, words, extra):
+    command = [sys.executable, "-m", "limner", *words, *extra, "--kimg", "0.2", "--metric-samples", "0"]
+    command += ["--batch-size", "8", "--save-seconds", "1", "--threads", "1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+
+    moments = np.random.default_rng()
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while not (killed / "options.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        try:
+            process.wait(moments.uniform(2, 6))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    subprocess.run([*command, "--out", str(killed)], check=True, capture_output=True)
+    assert kills, "the run ended before it could be killed"
+    a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, killed))
+    assert a["images"] == b["images"] == 200
+    for network in ("G", "ema", "D"):
+        assert all(a[network][name].equal(b[network][name]) for name in a[network])
+    models = (checkpoints.load(folder / "model.safetensors").generator for folder in (whole, killed))
+    z = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    first, second = (model(z) for model in models)
+    assert first.equal(second)
