@@ -39,7 +39,7 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
     """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the generator
     has an encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
     the generator to the person, which is closest and slowest"""
-    invert_steps: int = knob(100, lo=1, hi=20_000)
+    invert_steps: int = knob(40, lo=1, hi=20_000)
     """steps of the search"""
     tune_steps: int = knob(100, lo=1, hi=20_000)
     """steps of tuning with the inverter pivotal"""
