@@ -67,9 +67,7 @@ FORMATS: tuple[Format, ...] = (
 )
 """All formats in the order in which they are tried."""
 
-RECOGNISED = (
-    ("kp_detector", "a first-order motion model"),
-)
+RECOGNISED = (("kp_detector", "a first-order motion model"),)
 """Beginnings of names by which files that no format reads yet are called by their name."""
 
 

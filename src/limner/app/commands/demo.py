@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PICTURES = (".jpg", ".jpeg", ".png")
 COMPARISON = "comparison.png"
 CELL_PX = 192
+MOST_COLUMNS = 8
+"""of a sheet; more are put below"""
 PSI = 0.7
 
 
@@ -217,10 +220,22 @@ def _write_sheet(
     column_labels: list[str],
     options: Options,
 ) -> None:
+    import numpy as np
+
     from limner import media
 
     rows = [[media.resize_pixels(picture, CELL_PX) for picture in row] for row in rows]
-    sheet = media.make_sheet(rows, row_labels, column_labels, cell_px=CELL_PX)
+    columns = max(len(row) for row in rows)
+    width = math.ceil(columns / math.ceil(columns / MOST_COLUMNS))
+    parts = []
+    for start in range(0, columns, width):  # many styles make several bands, one below the other
+        block = slice(start, start + width)
+        band = [row[block] for row in rows]
+        parts.append(media.make_sheet(band, row_labels, column_labels[block], cell_px=CELL_PX))
+    widest = max(part.shape[1] for part in parts)
+    sheet = np.concatenate(
+        [np.pad(part, ((0, 0), (0, widest - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
+    )
     record = to_mapping(options) | {"command": "demo"}
     media.write(path, sheet, options=record, source_type="trainedAlgorithmicMedia")
 
