@@ -71,14 +71,14 @@ def test_hybrid_starts_from_the_encoder(generator, image):
     assert all(a.psnr > b.psnr for a, b in zip(moved.report, still.report, strict=True))
 
 
-def test_auto_takes_the_encoder_where_there_is_one(generator, image):
+def test_auto_starts_from_the_encoder_where_there_is_one(generator, image):
     options = InversionOptions(method="auto", **FEW)
     encoder = make_encoder(generator)
-    assert invert(generator, image, options, perceptual=None, encoder=encoder).report[0].method == "encoder"
+    assert invert(generator, image, options, perceptual=None, encoder=encoder).report[0].method == "hybrid"
     assert invert(generator, image, options, perceptual=None).report[0].method == "w+"
     mask = torch.ones(1, 1, 32, 32)
     found = invert(generator, image, options, perceptual=None, encoder=encoder, mask=mask)
-    assert found.report[0].method == "w+"
+    assert found.report[0].method == "hybrid"
 
 
 @pytest.mark.parametrize("pivot", ["encoder", "hybrid"])
