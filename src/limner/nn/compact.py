@@ -173,8 +173,8 @@ class CompactCore(nn.Module):
             y = self.lateral[i](torch.cat(pair, 1))
             if x is not None:
                 y = y + F.interpolate(x, size=y.shape[2:], mode="nearest")
-            x = self.blocks[i](y)
-            found.append(x)
+            x = y = self.blocks[i](y)
+            found.append(y)
         found[2] = found[2] + self.fold(found[3])
         return found[:3]
 
