@@ -19,7 +19,7 @@ import torch
 from parity import foreign
 from safetensors.torch import save_file
 
-from limner import checkpoints
+from limner import checkpoints, zoo
 from limner.app.commands import convert, inspect
 from limner.app.console import Console, Settings
 from limner.checkpoints import Checkpoint
@@ -772,3 +772,11 @@ class TestCommands:
         assert (status, result["format"]) == (2, None)
         assert result["tensors"] == [["net/weight", [2, 3], "float32"]]
         assert "none of" in result["title"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("toon", "style"), ("encoder", "encoder"), ("lite0", "trunk")])
+def test_inspection_tells_bundled_files_that_are_no_models(name, kind):
+    found = checkpoints.inspect(zoo.resolve(name))
+    assert found.format == f"limner-{kind}"
+    assert kind in found.title
+    assert found.tensors

@@ -199,6 +199,19 @@ def inspect(path: PathLike) -> Inspection:
     name, title, parts, metadata = None, "", {}, {}
     try:
         form = find_format(source)
+        about = native.read_about(source)
+        if form is native.FORMAT and about.get("kind", "model") != "model":
+            kind = about.pop("kind")
+            return Inspection(
+                source.path,
+                source.path.stat().st_size,
+                source.container,
+                f"limner-{kind}",
+                f"Limner's own, kind {kind}: no model, used by its name or path",
+                {},
+                about,
+                list(_walk(source.state)),
+            )
         name, title = form.name, form.title
         checkpoint = form.load(source, ReadOptions())
         metadata = checkpoint.metadata

@@ -58,6 +58,15 @@ def detect(source: Source) -> bool:
     return source.container == "safetensors" and ENTRY in source.metadata
 
 
+def read_about(source: Source) -> dict[str, Any]:
+    """Return the header of one of Limner's files that are no models (styles, encoders, trunks), else nothing."""
+    try:
+        header = json.loads(source.metadata.get(ENTRY, ""))
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) and isinstance(header.get("kind"), str) else {}
+
+
 def read_header(source: Source, wanted: str = "model") -> dict[str, Any]:
     """Return the header of a native file.
 
