@@ -48,7 +48,7 @@ class JojoganOptions(Options):
     """Weight of every style picture; by default they count alike."""
     identity: float = knob(0.0, lo=0.0, hi=100.0)
     """Weight of the identity distance between a face in the style and the same face without it; 0.1 and more keeps people
-    apart under strong styles, at a third more time."""
+    apart under strong styles, and takes longer."""
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
     and 0.5 below, where the discriminator's features alone leave pictures soft."""
