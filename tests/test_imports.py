@@ -18,7 +18,7 @@ ROWS = {
     0: ("errors", "files"),
     1: ("options", "latent", "media", "nn", "zoo"),
     2: ("losses", "checkpoints", "faces"),
-    3: ("metrics", "inversion", "stylization", "editing", "synth"),
+    3: ("metrics", "inversion", "stylization", "editing", "translation", "synth"),
     4: ("pipeline", "training"),
     5: ("evaluation",),
     6: ("app",),
