@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOptions, plain_values
+from limner.checkpoints.irse import foreign_name, infer_body, match_tensors, tensor_shapes
 from limner.checkpoints.keymaps import generator_rows, layout
 from limner.checkpoints.mismatch import Shape, some
 from limner.checkpoints.networks import Skeleton, adopt
-from limner.checkpoints.psp import foreign_name, infer_body, match_tensors, read_opts, tensor_shapes
+from limner.checkpoints.psp import read_opts
 from limner.checkpoints.rosinality import strip_module
 from limner.checkpoints.source import Source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError

@@ -1,14 +1,13 @@
-"""pSp's, e4e's and ReStyle's ``.pt``: an encoder with the generator it was trained for; and ArcFace's weights.
+"""pSp's, e4e's and ReStyle's ``.pt``: an encoder with the generator it was trained for.
 
 The file: ``state_dict`` with ``encoder.*`` and ``decoder.*`` (rosinality's names), ``opts``, the options of the
 training run, and ``latent_avg``, what codes are relative to, (rows, 512) or (1, 512); training adds more, which is
 not read.  Names and shapes tell the architecture; only whether rows are differences (pSp or e4e) stands in ``opts``
-alone.  ArcFace's ``model_ir_se50.pth`` is a flat state dict with the same names for its body.
+alone.  Names of tensors are in `limner.checkpoints.irse`.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,60 +17,42 @@ import torch
 from torch import Tensor, nn
 
 from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOptions, plain_values
+from limner.checkpoints.irse import (
+    COUNTER,
+    foreign_name,
+    infer_body,
+    load_arcface,
+    match_tensors,
+    tensor_shapes,
+)
 from limner.checkpoints.keymaps import GENERATOR_KERNELS
-from limner.checkpoints.mismatch import Shape, mismatch_message, some
+from limner.checkpoints.mismatch import Shape, some
 from limner.checkpoints.networks import Skeleton, adopt, as_tensor, build_generator
 from limner.checkpoints.rosinality import generator_state, original_channels, strip_module
-from limner.checkpoints.source import Source, open_source, replace_file
-from limner.errors import CheckpointError, KeyMismatchError, LimnerError, UnknownFormatError
+from limner.checkpoints.source import Source, replace_file
+from limner.errors import CheckpointError, KeyMismatchError, LimnerError
 from limner.nn.encoders import HEADS, Encoder
-from limner.nn.irse import ArcFace
 from limner.nn.stylegan2 import Generator
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "FORMAT",
+    "TYPES",
+    "detect",
+    "encoder_state",
+    "encoder_type",
+    "foreign_name",
+    "holds_encoder",
+    "infer_config",
+    "load",
+    "load_arcface",
+    "read_encoder",
+    "read_opts",
+    "save",
+    "sections",
+]
 
 ENCODER, DECODER = "encoder.", "decoder."
 READ = ("state_dict", "opts", "latent_avg")
-# Part of our name -> the original's, tried in order; `{}` stands for what the parentheses catch.
-_NORM = r"(weight|bias|running_mean|running_var)"
-IR_SE_NAMES = (
-    (r"body\.stem\.conv\.weight", "input_layer.0.weight"),
-    (rf"body\.stem\.norm\.{_NORM}", r"input_layer.1.\1"),
-    (r"body\.stem\.activate\.weight", "input_layer.2.weight"),
-    (rf"body\.blocks\.(\d+)\.norm1\.{_NORM}", r"body.\1.res_layer.0.\2"),
-    (r"body\.blocks\.(\d+)\.conv1\.weight", r"body.\1.res_layer.1.weight"),
-    (r"body\.blocks\.(\d+)\.activate\.weight", r"body.\1.res_layer.2.weight"),
-    (r"body\.blocks\.(\d+)\.conv2\.weight", r"body.\1.res_layer.3.weight"),
-    (rf"body\.blocks\.(\d+)\.norm2\.{_NORM}", r"body.\1.res_layer.4.\2"),
-    (r"body\.blocks\.(\d+)\.squeeze\.weight", r"body.\1.res_layer.5.fc1.weight"),
-    (r"body\.blocks\.(\d+)\.excite\.weight", r"body.\1.res_layer.5.fc2.weight"),
-    (r"body\.blocks\.(\d+)\.shortcut\.conv\.weight", r"body.\1.shortcut_layer.0.weight"),
-    (rf"body\.blocks\.(\d+)\.shortcut\.norm\.{_NORM}", r"body.\1.shortcut_layer.1.\2"),
-)
-RESNET_NAMES = (
-    (r"body\.stem\.conv\.weight", "conv1.weight"),
-    (rf"body\.stem\.norm\.{_NORM}", r"bn1.\1"),
-    (r"body\.stem\.activate\.weight", "relu.weight"),
-    (r"body\.blocks\.(\d+)\.conv([12])\.weight", r"body.\1.conv\2.weight"),
-    (rf"body\.blocks\.(\d+)\.norm([12])\.{_NORM}", r"body.\1.bn\2.\3"),
-    (r"body\.blocks\.(\d+)\.shortcut\.conv\.weight", r"body.\1.downsample.0.weight"),
-    (rf"body\.blocks\.(\d+)\.shortcut\.norm\.{_NORM}", r"body.\1.downsample.1.\2"),
-)
-HEAD_NAMES = (
-    (r"head\.lateral\.0\.(weight|bias)", r"latlayer1.\1"),
-    (r"head\.lateral\.1\.(weight|bias)", r"latlayer2.\1"),
-    (r"head\.rows\.(\d+)\.linear\.(weight|bias)", r"styles.\1.linear.\2"),
-    (r"head\.linear\.(weight|bias)", r"linear.\1"),
-    (rf"head\.norm\.{_NORM}", r"output_layer_2.0.\1"),
-    (r"head\.reduce\.(weight|bias)", r"output_layer_2.3.\1"),
-)
-ARCFACE_NAMES = (
-    (rf"norm\.{_NORM}", r"output_layer.0.\1"),
-    (r"embed\.(weight|bias)", r"output_layer.3.\1"),
-    (rf"out_norm\.{_NORM}", r"output_layer.4.\1"),
-)
-HEAD_CONV = re.compile(r"head\.rows\.(\d+)\.convs\.(\d+)\.(weight|bias)")
-COUNTER = "num_batches_tracked"
 # encoder_type -> (head, rows are differences, feedback)
 TYPES: dict[str, tuple[str, bool, bool]] = {
     "GradualStyleEncoder": ("pyramid", False, False),
@@ -86,17 +67,6 @@ TYPES: dict[str, tuple[str, bool, bool]] = {
 }
 Z_PLUS_MARKS = ("z_plus_latent", "z_plus", "learn_in_z_plus", "learn_in_zplus")
 """Options by which an encoder's codes are said to be z+, as DualStyleGAN's are."""
-
-
-def foreign_name(name: str, *, resnet: bool = False) -> str:
-    """Return the original's name of a tensor of `Encoder` or `ArcFace`."""
-    match = HEAD_CONV.fullmatch(name)
-    if match:  # every second layer is an activation
-        return f"styles.{match[1]}.convs.{2 * int(match[2])}.{match[3]}"
-    for pattern, replacement in (*(RESNET_NAMES if resnet else IR_SE_NAMES), *HEAD_NAMES, *ARCFACE_NAMES):
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    raise AssertionError(f"no name for {name}")
 
 
 def sections(source: Source) -> dict[str, dict[str, Any]]:
@@ -213,49 +183,6 @@ def _own_names(network: nn.Module) -> list[str]:
     return [name for name in network.state_dict() if name != "mean"]
 
 
-def match_tensors(
-    network: nn.Module, names: Mapping[str, str], state: Mapping[str, Any], *, what: str
-) -> dict[str, Tensor]:
-    """Return float32 copies of a file's tensors under our names; the counters of normalisations are left out.
-
-    Args:
-        network: whose tensors they are to be.
-        names: our name -> the file's.
-        state: the file's names and tensors.
-        what: what to call it in messages.
-
-    Raises:
-        KeyMismatchError: names or shapes differ.
-    """
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items() if name in names}
-    found = {str(name): as_tensor(value) for name, value in state.items()}
-    counters = {
-        f"{foreign.rpartition('.')[0]}.{COUNTER}"
-        for name, foreign in names.items()
-        if name.endswith(".running_mean")
-    }
-    known = {*names.values(), *counters}
-    missing = {foreign: name for name, foreign in names.items() if found.get(foreign) is None}
-    unknown = [name for name in found if name not in known]
-    misshapen: dict[str, tuple[Shape, Shape | None]] = {}
-    tensors = {}
-    for name, foreign in names.items():
-        value = found.get(foreign)
-        if value is not None and tuple(value.shape) != wanted[name]:
-            misshapen[foreign] = (tuple(value.shape), wanted[name])
-        elif value is not None:
-            tensors[name] = value
-    if missing or unknown or misshapen:
-        raise KeyMismatchError(mismatch_message(what, missing, unknown, misshapen))
-    return {name: _own_copy(value) for name, value in tensors.items()}
-
-
-def _own_copy(value: Tensor) -> Tensor:
-    # Kernels in the order in which they are used, so that they are copied once.
-    order = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-    return torch.empty(value.shape, memory_format=order).copy_(value)
-
-
 def infer_config(
     state: Mapping[str, Any],
     opts: Mapping[str, Any],
@@ -313,44 +240,6 @@ def _has(shapes: Mapping[str, Shape], pattern: str) -> bool:
     if pattern == _HEAD_MARKS[2] and _has(shapes, _HEAD_MARKS[3]):
         return False
     return any(re.fullmatch(pattern, name) for name in shapes)
-
-
-def tensor_shapes(state: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return name -> shape of everything that is a tensor."""
-    tensors = {str(name): as_tensor(value) for name, value in state.items()}
-    return {name: tuple(value.shape) for name, value in tensors.items() if value is not None}
-
-
-def infer_body(shapes: Mapping[str, Shape], *, what: str) -> dict[str, Any]:
-    """Infer kind, widths and depths of the body, and what it sees.
-
-    Raises:
-        KeyMismatchError: it is neither of the two.
-    """
-    for body, stem, conv, shortcut in (
-        ("ir-se50", "input_layer.0.weight", "res_layer.3", "shortcut_layer.0"),
-        ("resnet34", "conv1.weight", "conv2", "downsample.0"),
-    ):
-        if len(shapes.get(stem, ())) != 4:
-            continue
-        widths, depths, n = [shapes[stem][0]], [0], 0
-        while len(outputs := shapes.get(f"body.{n}.{conv}.weight", ())) == 4:
-            # A stage begins where the number of channels changes.
-            if f"body.{n}.{shortcut}.weight" in shapes:
-                widths.append(outputs[0])
-                depths.append(0)
-            depths[-1] += 1
-            n += 1
-        if len(widths) != 4:
-            raise KeyMismatchError(
-                f"{what} has a body of {n} blocks in {len(widths)} stages, expected 4 stages; "
-                "the file is incomplete or of another architecture"
-            )
-        return {"body": body, "widths": widths, "depths": depths, "in_channels": shapes[stem][1]}
-    raise KeyMismatchError(
-        f"{what} begins with {some(list(shapes)) or 'nothing'}; expected the stem of IR-SE50 (input_layer.0.weight) or "
-        "of ResNet-34 (conv1.weight)"
-    )
 
 
 def _find_type(opts: Mapping[str, Any], head: str, in_channels: int, *, what: str) -> tuple[bool, bool]:
@@ -521,36 +410,6 @@ def _warn_of_differences(encoder: Encoder, generator: Generator, path: PathLike)
 def holds_encoder(checkpoint: Checkpoint) -> bool:
     """Say whether ``.pt`` means this format for a checkpoint."""
     return isinstance(checkpoint.encoder, Encoder) and isinstance(checkpoint.generator, Generator)
-
-
-def load_arcface(path: PathLike) -> ArcFace:
-    """Read ArcFace's IR-SE50, ``model_ir_se50.pth``; frozen, in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: no such file, unreadable, damaged or unsafe.
-        UnknownFormatError: not a state dict of an IR-SE50.
-        KeyMismatchError: its tensors are not those of ArcFace.
-    """
-    source = open_source(path)
-    state, what = strip_module(source.state), f"ArcFace of {source.path}"
-    if not isinstance(state, Mapping) or not {"input_layer.0.weight", "output_layer.3.weight"} & set(state):
-        top = list(state)[:4] if isinstance(state, Mapping) else type(state).__name__
-        raise UnknownFormatError(
-            f"{source.path} holds {top}, expected the tensors of model_ir_se50.pth (input_layer.0.weight, ...)"
-        )
-    shapes = tensor_shapes(state)
-    body = infer_body(shapes, what=what)
-    embed = shapes.get("output_layer.3.weight", ())
-    if len(embed) != 2:
-        raise KeyMismatchError(f"{what}: output_layer.3.weight is missing or no matrix")
-    side = round((embed[1] / body["widths"][-1]) ** 0.5)
-    with Skeleton():
-        network = ArcFace(
-            widths=body["widths"], depths=body["depths"], dimensions=embed[0], face_px=max(side, 1) * 16
-        )
-    names = {name: foreign_name(name) for name in network.state_dict()}
-    adopt(network, match_tensors(network, names, state, what=what), what=what)
-    return network.requires_grad_(False)
 
 
 FORMAT = Format(

@@ -234,3 +234,8 @@ def minibatch_std(x: Tensor, *, group: int = 4, channels: int = 1) -> Tensor:
     y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # (n, F)
     y = y.repeat(size, 1)[:, :, None, None].expand(-1, -1, height, breadth)  # (B, F, H, W)
     return torch.cat([x, y.to(x.dtype)], 1)
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, or wider if it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

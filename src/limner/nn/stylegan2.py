@@ -2,14 +2,13 @@
 
 Every latent space has its own entrance: ``mapping(z)``, ``synthesis(w_plus)``, ``synthesis_from_styles(styles)``.
 Layer ``i`` of the synthesis network reads row ``i`` of w+, the toRGB of resolution ``4 * 2**j`` reads row ``2j + 1``.
+The mapping network is in `limner.nn.mapping`, the discriminator in `limner.nn.discriminator`; both are named here too.
 
-Source: Karras et al. 2020 (arXiv 1912.04958), configuration F; class conditioning as in Karras et al. 2020,
-"Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676).
+Source: Karras et al. 2020 (arXiv 1912.04958), configuration F.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -18,97 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import ShapeError
-from limner.nn.layers import EqualConv2d, EqualLinear, colours, minibatch_std, modulated_layer, upsample2
+from limner.nn.discriminator import Discriminator, DiscriminatorBlock
+from limner.nn.layers import EqualLinear, at_least_float, colours, modulated_layer, upsample2
+from limner.nn.mapping import MappingNetwork
+from limner.nn.resolutions import channel_table, default_channels, resolutions
+
+__all__ = [
+    "Discriminator",
+    "DiscriminatorBlock",
+    "EditFeatures",
+    "Generator",
+    "MappingNetwork",
+    "Noise",
+    "SynthesisLayer",
+    "SynthesisNetwork",
+    "ToRgb",
+    "default_channels",
+    "resolutions",
+]
 
 Noise = Literal["constant", "random", "none"] | Sequence[Tensor]
 EditFeatures = Callable[[int, Tensor], Tensor]
-
-
-def default_channels(resolution: int, *, base: int = 32768, cap: int = 512) -> dict[int, int]:
-    """Return resolution -> channels of configuration F (``base`` 16384 halves them above 32 px)."""
-    return {size: min(cap, base // size) for size in resolutions(resolution)}
-
-
-def resolutions(resolution: int) -> list[int]:
-    """Return 4, 8, ... up to ``resolution``.
-
-    Raises:
-        ShapeError: not 4 times a power of two.
-    """
-    sizes = [4 << n for n in range(max(0, int(math.log2(max(resolution, 1))) - 1))]
-    if not sizes or sizes[-1] != resolution:
-        raise ShapeError(f"resolution {resolution} is not 4 times a power of two (4, 8, ... 1024)")
-    return sizes
-
-
-def _channel_table(resolution: int, channels: Mapping[int, int] | None) -> dict[int, int]:
-    table = (
-        default_channels(resolution) if channels is None else {int(k): int(v) for k, v in channels.items()}
-    )
-    missing = [size for size in resolutions(resolution) if size not in table]
-    if missing:
-        raise ShapeError(
-            f"channels has no entry for {missing}; a {resolution} px network needs every size from 4 up"
-        )
-    return {size: table[size] for size in resolutions(resolution)}
-
-
-class MappingNetwork(nn.Module):
-    """z, and a class label if there are classes, to w.
-
-    Args:
-        z_dim: width of z; 0 for a network of labels alone, as in a conditional discriminator.
-        w_dim: width of w.
-        depth: number of layers.
-        label_dim: number of classes, 0 for none.
-        lr_multiplier: learning-rate multiplier of the layers.
-    """
-
-    def __init__(
-        self,
-        *,
-        z_dim: int = 512,
-        w_dim: int = 512,
-        depth: int = 8,
-        label_dim: int = 0,
-        lr_multiplier: float = 0.01,
-    ):
-        super().__init__()
-        self.z_dim, self.w_dim, self.label_dim = z_dim, w_dim, label_dim
-        self.embed = EqualLinear(label_dim, w_dim) if label_dim else None
-        widths = [z_dim + (w_dim if label_dim else 0)] + [w_dim] * depth
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=lr_multiplier, activate=True)
-            for a, b in itertools.pairwise(widths)
-        )
-
-    def forward(self, z: Tensor | None, labels: Tensor | None = None) -> Tensor:
-        """(B, z_dim) and one-hot labels (B, label_dim) -> w (B, w_dim)."""
-        parts = []
-        if self.z_dim:
-            if z is None or z.shape[-1] != self.z_dim:
-                raise ShapeError(
-                    f"z has shape {None if z is None else tuple(z.shape)}, expected (B, {self.z_dim})"
-                )
-            parts.append(_unit_rms(z))
-        if self.embed is not None:
-            if labels is None or labels.shape[-1] != self.label_dim:
-                raise ShapeError(
-                    f"this model is class-conditional: labels (B, {self.label_dim}) must be given"
-                )
-            parts.append(_unit_rms(self.embed(labels)))
-        x = torch.cat(parts, -1)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class SynthesisLayer(nn.Module):
@@ -155,7 +84,7 @@ class ToRgb(nn.Module):
     def forward(self, x: Tensor, styles: Tensor) -> Tensor:
         """x (B, I, H, W), styles (B, I) -> float32 (B, rgb_channels, H, W)."""
         x = colours(x, self.weight, styles * (1 / math.sqrt(self.weight[0].numel())), self.bias)
-        x = _at_least_float(x)
+        x = at_least_float(x)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
@@ -177,7 +106,7 @@ class SynthesisNetwork(nn.Module):
     ):
         super().__init__()
         self.resolution, self.w_dim = resolution, w_dim
-        self.channels = _channel_table(resolution, channels)
+        self.channels = channel_table(resolution, channels)
         sizes = list(self.channels)
         width = self.channels[4]
         self.const = nn.Parameter(torch.randn(width, 4, 4))
@@ -344,7 +273,7 @@ class Generator(nn.Module):
         super().__init__()
         self._config = {
             "resolution": resolution,
-            "channels": _channel_table(resolution, channels),
+            "channels": channel_table(resolution, channels),
             "z_dim": z_dim,
             "w_dim": w_dim,
             "mapping_depth": mapping_depth,
@@ -439,99 +368,3 @@ class Generator(nn.Module):
                 labels = torch.nn.functional.one_hot(drawn, self.mapping.label_dim).to(total)
             total += self.mapping(z, labels).sum(0)
         return total / count
-
-
-class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions and a 1x1 shortcut; halves the size."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, clamp: float | None):
-        super().__init__()
-        self.conv0 = EqualConv2d(in_channels, in_channels, 3, clamp=clamp)
-        self.conv1 = EqualConv2d(in_channels, out_channels, 3, down=True, clamp=clamp)
-        self.skip = EqualConv2d(in_channels, out_channels, 1, down=True, activate=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H/2, W/2)."""
-        gain = math.sqrt(0.5)
-        return self.skip(x, gain=gain) + self.conv1(self.conv0(x), gain=gain)
-
-
-class Discriminator(nn.Module):
-    """Residual discriminator.
-
-    Args:
-        resolution, channels, rgb_channels, label_dim: as for `Generator`.
-        mapping_depth: layers of the label network of a conditional model.
-        std_group, std_channels: see `layers.minibatch_std`.
-        activation_clamp: see `Generator`.
-    """
-
-    def __init__(
-        self,
-        *,
-        resolution: int,
-        channels: Mapping[int, int] | None = None,
-        rgb_channels: int = 3,
-        label_dim: int = 0,
-        mapping_depth: int = 8,
-        std_group: int = 4,
-        std_channels: int = 1,
-        activation_clamp: float | None = None,
-    ):
-        super().__init__()
-        table = _channel_table(resolution, channels)
-        self._config = {
-            "resolution": resolution,
-            "channels": table,
-            "rgb_channels": rgb_channels,
-            "label_dim": label_dim,
-            "mapping_depth": mapping_depth,
-            "std_group": std_group,
-            "std_channels": std_channels,
-            "activation_clamp": activation_clamp,
-        }
-        self.resolution, self.std_group, self.std_channels = resolution, std_group, std_channels
-        sizes = list(table)[::-1]
-        self.from_rgb = EqualConv2d(rgb_channels, table[resolution], 1, clamp=activation_clamp)
-        self.blocks = nn.ModuleList(
-            DiscriminatorBlock(table[big], table[small], clamp=activation_clamp)
-            for big, small in itertools.pairwise(sizes)
-        )
-        width = table[4]
-        self.conv = EqualConv2d(width + std_channels, width, 3, clamp=activation_clamp)
-        self.fc = EqualLinear(width * 16, width, activate=True)
-        self.out = EqualLinear(width, width if label_dim else 1)
-        self.mapping = (
-            MappingNetwork(z_dim=0, w_dim=width, depth=mapping_depth, label_dim=label_dim)
-            if label_dim
-            else None
-        )
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return dict(self._config)
-
-    def features(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, H, W) -> the outputs of from_rgb and of every block, from H x W down to 4 x 4.
-
-        Entry ``i`` is what JoJoGAN calls the feature after ``convs[i]``.
-        """
-        if image.ndim != 4 or image.shape[2:] != (self.resolution, self.resolution):
-            raise ShapeError(
-                f"image has shape {tuple(image.shape)}, expected (B, 3, {self.resolution}, {self.resolution})"
-            )
-        x = self.from_rgb(image.contiguous(memory_format=torch.channels_last))
-        maps = [x]
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
-        """image (B, 3, H, W) -> logits (B, 1); larger means more real."""
-        x = _at_least_float(self.features(image)[-1])
-        x = self.conv(minibatch_std(x, group=self.std_group, channels=self.std_channels))
-        x = self.out(self.fc(x.flatten(1)))
-        if self.mapping is not None:
-            x = (x * self.mapping(None, labels)).sum(1, keepdim=True) / math.sqrt(x.shape[1])
-        return x

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from limner.errors import MissingExtraError
 from limner.synth import shaders
 from limner.synth.assets import Assets
 from limner.synth.backdrop import GAMMA, SIZE, paint_backdrop
+from limner.synth.context import import_moderngl, open_context
 from limner.synth.film import SUPERSAMPLING, develop
-from limner.synth.parts import MASKS, WRINKLES, Assembler, Assembly, Part, describe
+from limner.synth.mesh import UNIT_TEXTURE, Mesh
+from limner.synth.parts import MASKS, WRINKLES, Assembler, Assembly, describe
 from limner.synth.scene import Color, Scene
 from limner.synth.shaders import SHADOWED, TILES_X, TILES_Y, Material
 
@@ -25,17 +24,13 @@ SHADOW_DEPTH = -0.6
 SHADOW_SHARE_OF_STRANDS = 0.33  # strands are in random order: the first of them are a fair, cheaper shade
 SCATTER_RADIUS = 0.014  # of light below the skin, world units
 SCATTER_DEPTH = 0.15  # difference in depth across which light does not scatter
-DOME_WRAP, DOME_WRAP_STRANDS = 0.15, 0.5
 DARK = 0.004  # added before a logarithm is taken of a colour; the shader does the same
 OLD_GREY = np.array([0.30, 0.29, 0.28])
 GREY_SHARE = 0.8
-# Names of vertex attributes in the order of `_pack`, and their layout.
-ATTRIBUTES, LAYOUT, FLOATS = ("position", "normal", "uv", "along", "rest"), "3f 3f 2f 4f 3f", 15
-# Texture units.
-UNIT_TEXTURE, UNIT_SKINS, UNIT_MASKS, UNIT_WRINKLES, UNIT_SHADOW, UNIT_DEPTH, UNIT_GLOSS, UNIT_BACKDROP = (
-    range(8)
+# Texture units; UNIT_TEXTURE is the first.
+UNIT_SKINS, UNIT_MASKS, UNIT_WRINKLES, UNIT_SHADOW, UNIT_DEPTH, UNIT_GLOSS, UNIT_BACKDROP = range(
+    UNIT_TEXTURE + 1, UNIT_TEXTURE + 8
 )
-APT_PACKAGES = "libegl1 libgl1 libgl1-mesa-dri"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +65,6 @@ class Rendering:
         return describe(self.scene, self.assembly, self.pixels.shape[0])
 
 
-def open_context() -> Any:
-    """Return an OpenGL context without a window.
-
-    Raises:
-        MissingExtraError: moderngl or the system's EGL is not installed.
-    """
-    moderngl = _import_moderngl()
-    try:
-        return moderngl.create_context(standalone=True, backend="egl", require=330)
-    except Exception as error:  # moderngl and glcontext raise plain Exception, ctypes OSError
-        raise MissingExtraError(
-            f"no OpenGL context through EGL ({' '.join(str(error).split()) or type(error).__name__}); on Debian and "
-            f"Ubuntu: apt-get install {APT_PACKAGES}"
-        ) from error
-
-
-def _import_moderngl() -> ModuleType:
-    try:
-        return importlib.import_module("moderngl")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"rendering heads needs the package moderngl: pip install 'limner[synth]' ({error})"
-        ) from error
-
-
 class Renderer:
     """Renders scenes; has an OpenGL context of its own.
 
@@ -109,7 +79,7 @@ class Renderer:
 
     def __init__(self, assets: Assets, *, size: int = 256, look_version: int = 1):
         self.context = open_context()
-        self.gl = _import_moderngl()
+        self.gl = import_moderngl()
         self.assets, self.size, self.look_version = assets, size, look_version
         self.side = size * SUPERSAMPLING
         self.assembler = Assembler(assets)
@@ -167,11 +137,11 @@ class Renderer:
         buffers: bool,
     ) -> tuple[np.ndarray, Buffers | None]:
         """Return linear light (H, W, 3) at the size of the buffers, and these if they are wanted."""
-        meshes = [_Mesh(self, part, uniforms) for part in assembly.parts]
+        meshes = [Mesh(self, part, uniforms) for part in assembly.parts]
         try:
             self.skins.use(UNIT_SKINS)
-            self._texture(MASKS, "RGBA")[0].use(UNIT_MASKS)
-            self._texture(WRINKLES, "L")[0].use(UNIT_WRINKLES)
+            self.texture(MASKS, "RGBA")[0].use(UNIT_MASKS)
+            self.texture(WRINKLES, "L")[0].use(UNIT_WRINKLES)
             self.shadow_map.use(UNIT_SHADOW)
             self._draw_shadows(meshes, uniforms)
             light = self._draw_picture(meshes, scene, assembly, backdrop)
@@ -232,7 +202,7 @@ class Renderer:
         texture.filter = (self.gl.LINEAR_MIPMAP_NEAREST, self.gl.LINEAR)
         return texture
 
-    def _texture(self, path: str, mode: str) -> tuple[Any, float]:
+    def texture(self, path: str, mode: str) -> tuple[Any, float]:
         """Return a texture and its mean linear colour, kept for later scenes."""
         if (path, mode) not in self._textures:
             pixels = self.assets.texture(path, mode)
@@ -295,7 +265,7 @@ class Renderer:
             "shadow_map": UNIT_SHADOW,
         }
 
-    def _draw_shadows(self, meshes: list[_Mesh], uniforms: Mapping[str, Any]) -> None:
+    def _draw_shadows(self, meshes: list[Mesh], uniforms: Mapping[str, Any]) -> None:
         self.context.enable(self.gl.DEPTH_TEST)
         self.context.disable(self.gl.BLEND)
         target, side = self.to_shadows, SHADOW_SIZE
@@ -313,7 +283,7 @@ class Renderer:
                 mesh.draw("depth", count, view_projection=uniforms["light_matrix"][i], crop=uncropped)
 
     def _draw_picture(
-        self, meshes: list[_Mesh], scene: Scene, assembly: Assembly, backdrop: np.ndarray
+        self, meshes: list[Mesh], scene: Scene, assembly: Assembly, backdrop: np.ndarray
     ) -> np.ndarray:
         """Return linear light (H, W, 3) at the size of the buffers."""
         context, gl = self.context, self.gl
@@ -391,7 +361,7 @@ class Renderer:
         width, height = np.maximum(high - low, 1)
         return int(low[0]), int(low[1]), int(width), int(height)
 
-    def _draw_buffers(self, meshes: list[_Mesh]) -> Buffers:
+    def _draw_buffers(self, meshes: list[Mesh]) -> Buffers:
         context, size = self.context, (self.side, self.side)
         if self.to_buffers is None:
             targets = [context.texture(size, 4, dtype="f2") for _ in range(2)]
@@ -411,81 +381,6 @@ class Renderer:
         data = target.read(components=4, attachment=attachment, dtype="f2")
         pixels = np.frombuffer(data, np.float16).reshape(self.side, self.side, 4)
         return pixels[::-1].astype(np.float32)
-
-
-class _Mesh:
-    """A part on the GPU."""
-
-    def __init__(self, renderer: Renderer, part: Part, uniforms: Mapping[str, Any]):
-        self.renderer, self.part = renderer, part
-        context = renderer.context
-        self.vertices = context.buffer(_pack(part).tobytes())
-        self.indices = context.buffer(np.ascontiguousarray(part.triangles, np.int32).tobytes())
-        self.arrays: dict[str, Any] = {}
-        mean = 0.0
-        self.texture = renderer.white
-        if part.texture is not None:
-            self.texture, mean = renderer._texture(*part.texture)
-        strand = part.material is Material.STRAND
-        own = {
-            "label": part.label,
-            "tint": (1.0, 1.0, 1.0),
-            "texture_mean": 0.0 if part.own_colors else mean,
-            "texture_mix": 1.0,
-            "roughness": 0.5,
-            "opacity": 1.0,
-            "eye_center": (0.0, 0.0, 0.0),
-            "dome_wrap": DOME_WRAP_STRANDS if strand else DOME_WRAP,
-        }
-        self.uniforms = {**uniforms, **own, **part.uniforms}
-
-    @property
-    def casts_shadow(self) -> bool:
-        """Whether it does: eyes, brows, lenses and the inside of the mouth do not."""
-        flat = self.part.material in (Material.EYE, Material.CARD, Material.LENS)
-        return self.part.casts_shadow and not flat and self.part.name not in INSIDE_MOUTH
-
-    def draw(self, stage: str, count: int = -1, **overrides: Any) -> None:
-        """Draw the first ``count`` indices (-1: all) with the program of a stage."""
-        program = self.renderer.program(self.part.material, stage)
-        if stage not in self.arrays:
-            self.arrays[stage] = self.renderer.context.vertex_array(
-                program, [(self.vertices, LAYOUT, *ATTRIBUTES)], self.indices, skip_errors=True
-            )
-        self.texture.use(UNIT_TEXTURE)
-        _set_uniforms(program, self.uniforms | overrides)
-        self.arrays[stage].render(vertices=count)
-
-    def release(self) -> None:
-        """Free its memory on the GPU."""
-        for resource in (*self.arrays.values(), self.vertices, self.indices):
-            resource.release()
-
-
-INSIDE_MOUTH = ("teeth_base", "tongue01")
-
-
-def _pack(part: Part) -> np.ndarray:
-    """Return the vertices (n, FLOATS) as the shaders read them."""
-    vertices = np.zeros((len(part.positions), FLOATS), np.float32)
-    vertices[:, :3], vertices[:, 3:6], vertices[:, 6:8] = part.positions, part.normals, part.uv
-    if part.along is not None:
-        vertices[:, 8:12] = part.along
-    vertices[:, 12:15] = part.positions if part.rest is None else part.rest
-    return vertices
-
-
-def _set_uniforms(program: Any, uniforms: Mapping[str, Any]) -> None:
-    """Set those uniforms that the program has; compilers drop what is not used."""
-    for name, value in uniforms.items():
-        if name not in program:
-            continue
-        if isinstance(value, np.ndarray):
-            uniform = program[name]
-            used = value[: uniform.array_length] if uniform.array_length > 1 else value
-            uniform.write(np.ascontiguousarray(used, np.float32).tobytes())
-        else:
-            program[name].value = value
 
 
 def _light_matrix(direction: np.ndarray) -> np.ndarray:
