@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
+from limner.app.training import launch, plot
 from limner.errors import CheckpointError, OptionError
 from limner.options import to_mapping
 from limner.training.encoder_options import EncoderOptions as Options
@@ -25,16 +26,7 @@ FALLBACK_PICTURES = 8
 
 def run(options: Options, console: Console) -> int:
     """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
-    from limner.app.device import pick_device
-    from limner.training.run import Runtime
-
-    device = pick_device(console.settings, deterministic=False)
-    return Runtime.launch(
-        lambda runtime: _train(options, console, runtime),
-        processes=options.processes,
-        device=device,
-        precision=options.precision,
-    )
+    return launch(_train, options, console)
 
 
 def _train(options: Options, console: Console, runtime: Runtime) -> int:
@@ -97,7 +89,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     )
     finished = _fit(training, console)
     figures = training.validate()
-    _plot(training, console)
+    plot(training.journal, console)
     for name in ("psnr", "ssim", "perceptual", "identity"):
         parts = [f"{key} {figures[key]:.3g}" for key in figures if key.startswith((name, f"photo_{name}"))]
         console.print(", ".join(parts))
@@ -177,16 +169,3 @@ def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
     save_encoder(run.average, path, provenance=provenance, half=False)
-
-
-def _plot(training: EncoderTraining, console: Console) -> None:
-    from limner.errors import MissingExtraError
-    from limner.training.plots import plot_log
-
-    records = training.journal.read()
-    if not records:
-        return
-    try:
-        console.print(f"curves: {plot_log(records, training.out / 'log.png')}")
-    except MissingExtraError as error:
-        console.detail(str(error))

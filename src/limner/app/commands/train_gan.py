@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.errors import MissingExtraError
+from limner.app.training import launch, plot
 from limner.options import to_mapping
 from limner.training.options import GanOptions as Options
 
@@ -20,16 +20,7 @@ if TYPE_CHECKING:
 
 def run(options: Options, console: Console) -> int:
     """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
-    from limner.app.device import pick_device
-    from limner.training.run import Runtime
-
-    device = pick_device(console.settings, deterministic=False)
-    return Runtime.launch(
-        lambda runtime: _train(options, console, runtime),
-        processes=options.processes,
-        device=device,
-        precision=options.precision,
-    )
+    return launch(_train, options, console)
 
 
 def _train(options: Options, console: Console, runtime: Runtime) -> int:
@@ -65,7 +56,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     )
     finished = _fit(training, console)
     figures = training.validate()
-    _plot(training, console)
+    plot(training.journal, console)
     shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
     console.print(f"{gan.kimg:.1f} kimg seen{'; ' + shown if shown else ''}")
     console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
@@ -120,15 +111,3 @@ def _export(run: GanRun, path: Path, figures: dict[str, Any]) -> None:
         metadata={"provenance": provenance, "licence": "unknown"},
     )
     save(checkpoint, path, dtype="float16")
-
-
-def _plot(training: GanTraining, console: Console) -> None:
-    from limner.training.plots import plot_log
-
-    records = training.journal.read()
-    if not records:
-        return
-    try:
-        console.print(f"curves: {plot_log(records, training.out / 'log.png')}")
-    except MissingExtraError as error:
-        console.detail(str(error))

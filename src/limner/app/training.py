@@ -1,0 +1,47 @@
+"""What the commands that train share: the start in one process or several, and the curves at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from limner.app.console import Console
+from limner.errors import MissingExtraError
+from limner.training.encoder_options import EncoderOptions
+from limner.training.options import GanOptions
+
+if TYPE_CHECKING:
+    from limner.training.run import Journal, Runtime
+
+TrainOptions = TypeVar("TrainOptions", GanOptions, EncoderOptions)
+
+
+def launch(
+    train: Callable[[TrainOptions, Console, Runtime], int], options: TrainOptions, console: Console
+) -> int:
+    """Pick the device, call ``train`` in every process that ``options`` asks for, and return rank 0's result."""
+    from limner.app.device import pick_device
+    from limner.training.run import Runtime
+
+    device = pick_device(console.settings, deterministic=False)
+    return Runtime.launch(
+        lambda runtime: train(options, console, runtime),
+        processes=options.processes,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def plot(journal: Journal, console: Console) -> None:
+    """Draw a run's curves beside its log, as ``log.png``, and say so."""
+    from limner.training.plots import plot_log
+
+    records: list[dict[str, Any]] = journal.read()
+    if not records:
+        return
+    target: Path = journal.path.with_name("log.png")
+    try:
+        console.print(f"curves: {plot_log(records, target)}")
+    except MissingExtraError as error:
+        console.detail(str(error))
