@@ -239,6 +239,7 @@ def make_masks(photo: Tensor, rng: torch.Generator | None = None) -> Tensor:
         )
         for _ in range(max(rectangles, int(not strokes))):
             cx, cy, w, h = torch.rand(4, generator=rng).tolist()
+            cx, cy = 0.1 + 0.8 * cx, 0.1 + 0.8 * cy  # mostly on the face
             mask |= ((x - cx).abs() < 0.06 + 0.19 * w) & ((y - cy).abs() < 0.06 + 0.19 * h)
         for _ in range(strokes):
             mask |= _stroke(x, y, rng)
