@@ -76,15 +76,14 @@ class InputStem(nn.Module):
         return torch.tanh(self.layers(x))
 
 
-class CompactCore(nn.Module):
-    """All that is trained: pyramid and heads.
+class CompactBody(nn.Module):
+    """From maps of one width at four strides to moves of w+: all of a core but what it looks at.
 
     Args:
         num_rows: rows of w+.
         w_dim: width of w.
         channels: of the trunk's maps that are used, from fine to coarse.
         input_px: side at which the trunk looks at pictures, a multiple of 32.
-        in_channels: of the input; anything but 3 gets an `InputStem`.
         width: channels of the pyramid.
         gather: channels that become a group's vector.
         hidden: length of a group's vector.
@@ -95,24 +94,22 @@ class CompactCore(nn.Module):
         self,
         *,
         num_rows: int,
-        w_dim: int = 512,
-        channels: Sequence[int] = Lite0.channels[FIRST_MAP:],
-        input_px: int = 128,
-        in_channels: int = 3,
-        width: int = 96,
-        gather: int = 32,
-        hidden: int = 256,
-        rank: int = 96,
+        w_dim: int,
+        channels: Sequence[int],
+        input_px: int,
+        width: int,
+        gather: int,
+        hidden: int,
+        rank: int,
     ):
         super().__init__()
         if input_px < 32 or input_px % 32:
             raise ShapeError(f"input_px is {input_px}, expected a multiple of 32")
-        self._config = {
+        self._config: dict[str, Any] = {
             "num_rows": num_rows,
             "w_dim": w_dim,
             "channels": list(channels),
             "input_px": input_px,
-            "in_channels": in_channels,
             "width": width,
             "gather": gather,
             "hidden": hidden,
@@ -120,14 +117,12 @@ class CompactCore(nn.Module):
         }
         self.num_rows, self.w_dim, self.input_px = num_rows, w_dim, input_px
         self.groups = row_groups(num_rows)
-        self.stem = InputStem(in_channels=in_channels) if in_channels != 3 else None
-        seen = [count + 3 for count in channels]  # maps and pixels
-        for i, count in enumerate(seen):
+        self.seen = [count + 3 for count in channels]  # maps and pixels
+        for i, count in enumerate(self.seen):
             self.register_buffer(f"mean{i}", torch.zeros(count))
             self.register_buffer(f"std{i}", torch.ones(count))
-        self.lateral = nn.ModuleList(nn.Conv2d(2 * count, width, 1) for count in seen)
         self.blocks = nn.ModuleList(
-            nn.Sequential(LightBlock(width=width), LightBlock(width=width)) for _ in seen
+            nn.Sequential(LightBlock(width=width), LightBlock(width=width)) for _ in self.seen
         )
         self.fold = LightBlock(width=width, stride=2)  # stride 4 into stride 8
         # coarse from stride 32, middle from 16, fine from 8
@@ -162,21 +157,97 @@ class CompactCore(nn.Module):
             self.get_buffer(f"mean{i}").copy_(x.mean((0, 2, 3)))
             self.get_buffer(f"std{i}").copy_(x.std((0, 2, 3)).clamp_min(CRITICAL_STD))
 
-    def pyramid(self, target: Sequence[Tensor], current: Sequence[Tensor]) -> list[Tensor]:
-        """Views of picture and reconstruction -> maps (B, width, h, w) at strides 32, 16 and 8."""
+    def scales(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of a view's channels, (1, C_i, 1, 1)."""
+        shape = (1, -1, 1, 1)
+        return self.get_buffer(f"mean{i}").view(shape), self.get_buffer(f"std{i}").view(shape)
+
+    def climb(self, laterals: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, width, h_i, w_i) from fine to coarse -> maps at strides 32, 16 and 8 that know the coarser ones."""
         found: list[Tensor] = []
         x: Tensor | None = None
-        for i in reversed(range(len(self.lateral))):
-            shape = (1, -1, 1, 1)
-            mean, std = self.get_buffer(f"mean{i}").view(shape), self.get_buffer(f"std{i}").view(shape)
-            pair = [(target[i] - mean) / std, (target[i] - current[i]) / std]
-            y = self.lateral[i](torch.cat(pair, 1))
+        for i in reversed(range(len(self.blocks))):
+            y = laterals[i]
             if x is not None:
                 y = y + F.interpolate(x, size=y.shape[2:], mode="nearest")
             x = y = self.blocks[i](y)
             found.append(y)
         found[2] = found[2] + self.fold(found[3])
         return found[:3]
+
+    def summarise(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps at strides 32, 16 and 8 -> vectors (B, hidden) of the coarse, middle and fine rows."""
+        vectors = []
+        for group, x in enumerate(maps):
+            x = self.gather[group](self.shrink[group](x))
+            x = F.adaptive_avg_pool2d(x, GRID) if x.shape[-1] != GRID else x
+            vectors.append(F.leaky_relu(self.vectors[group](F.leaky_relu(x.flatten(1), 0.2)), 0.2))
+        return vectors
+
+    def moves(self, vectors: Sequence[Tensor], *, free_rows: int | None = None) -> Tensor:
+        """Vectors of the three groups -> moves of w+ in units of the spread of w, (B, L, w_dim).
+
+        Args:
+            vectors: (B, hidden) each.
+            free_rows: how many rows, from the first, have a delta of their own; None for all.
+        """
+        base = self.base(torch.cat(list(vectors), 1))  # (B, w_dim)
+        moves = []
+        for row, group in enumerate(self.groups):
+            move = base
+            if free_rows is None or row < free_rows:
+                move = base + self.decode[group](F.leaky_relu(self.rows[row](vectors[group]), 0.2))
+            moves.append(move)
+        return torch.stack(moves, 1)
+
+
+class CompactCore(CompactBody):
+    """All that is trained: pyramid and heads.
+
+    Args:
+        num_rows: rows of w+.
+        w_dim: width of w.
+        channels: of the trunk's maps that are used, from fine to coarse.
+        input_px: side at which the trunk looks at pictures, a multiple of 32.
+        in_channels: of the input; anything but 3 gets an `InputStem`.
+        width, gather, hidden, rank: see `CompactBody`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_rows: int,
+        w_dim: int = 512,
+        channels: Sequence[int] = Lite0.channels[FIRST_MAP:],
+        input_px: int = 128,
+        in_channels: int = 3,
+        width: int = 96,
+        gather: int = 32,
+        hidden: int = 256,
+        rank: int = 96,
+    ):
+        super().__init__(
+            num_rows=num_rows,
+            w_dim=w_dim,
+            channels=channels,
+            input_px=input_px,
+            width=width,
+            gather=gather,
+            hidden=hidden,
+            rank=rank,
+        )
+        self._config["in_channels"] = in_channels
+        self.stem = InputStem(in_channels=in_channels) if in_channels != 3 else None
+        self.lateral = nn.ModuleList(nn.Conv2d(2 * count, width, 1) for count in self.seen)
+
+    def pyramid(self, target: Sequence[Tensor], current: Sequence[Tensor]) -> list[Tensor]:
+        """Views of picture and reconstruction -> maps (B, width, h, w) at strides 32, 16 and 8."""
+        laterals = []
+        for i, lateral in enumerate(self.lateral):
+            mean, std = self.scales(i)
+            pair = [(target[i] - mean) / std, (target[i] - current[i]) / std]
+            laterals.append(lateral(torch.cat(pair, 1)))
+        return self.climb(laterals)
 
     def forward(
         self,
@@ -199,19 +270,8 @@ class CompactCore(nn.Module):
             The new codes, (B, L, w_dim).
         """
         current = [y.expand(len(x), -1, -1, -1) for x, y in zip(target, current, strict=True)]
-        vectors = []
-        for group, x in enumerate(self.pyramid(target, current)):
-            x = self.gather[group](self.shrink[group](x))
-            x = F.adaptive_avg_pool2d(x, GRID) if x.shape[-1] != GRID else x
-            vectors.append(F.leaky_relu(self.vectors[group](F.leaky_relu(x.flatten(1), 0.2)), 0.2))
-        base = self.base(torch.cat(vectors, 1))  # (B, w_dim)
-        moves = []
-        for row, group in enumerate(self.groups):
-            move = base
-            if free_rows is None or row < free_rows:
-                move = base + self.decode[group](F.leaky_relu(self.rows[row](vectors[group]), 0.2))
-            moves.append(move)
-        return w_plus + self.w_std * torch.stack(moves, 1)
+        vectors = self.summarise(self.pyramid(target, current))
+        return w_plus + self.w_std * self.moves(vectors, free_rows=free_rows)
 
 
 def row_groups(num_rows: int) -> list[int]:
@@ -253,11 +313,7 @@ class CompactEncoder(nn.Module):
 
     def add_pixels(self, maps: Sequence[Tensor], image: Tensor) -> list[Tensor]:
         """Return the trunk's maps from stride 4 on with the averaged pixels of the image beside them."""
-        views = []
-        for x in maps[FIRST_MAP:]:
-            pixels = F.avg_pool2d(image, image.shape[2] // x.shape[2])
-            views.append(torch.cat([x, pixels.to(x.dtype)], 1))
-        return views
+        return add_pixels(maps, image)
 
     @torch.no_grad()
     def encode(self, generator: Generator, image: Tensor, *, steps: int = 3) -> list[Tensor]:
@@ -296,18 +352,39 @@ class CompactEncoder(nn.Module):
         """Raise `KeyMismatchError` unless this encoder was trained for the generator."""
         if self._checked is not None and self._checked() is generator:
             return
-        if generator.num_rows != self.core.num_rows or generator.w_dim != self.core.w_dim:
-            raise KeyMismatchError(
-                f"this encoder makes w+ of {self.core.num_rows} rows of {self.core.w_dim}, the generator takes "
-                f"{generator.num_rows} of {generator.w_dim}; train one for it with limner train encoder"
-            )
-        wanted = self.base.get("digest")
-        if wanted and (found := deltas.digest(generator)) != wanted:
-            raise KeyMismatchError(
-                f"this encoder belongs to the generator {self.base.get('name', '?')} ({wanted[:12]}...), this one is "
-                f"another ({found[:12]}...); train an encoder for it with limner train encoder"
-            )
+        check_base(generator, self.core, self.base, what="encoder")
         self._checked = weakref.ref(generator)
+
+
+def add_pixels(maps: Sequence[Tensor], image: Tensor) -> list[Tensor]:
+    """Return a trunk's maps from stride 4 on with the averaged pixels of the image beside them."""
+    views = []
+    for x in maps[FIRST_MAP:]:
+        pixels = F.avg_pool2d(image, image.shape[2] // x.shape[2])
+        views.append(torch.cat([x, pixels.to(x.dtype)], 1))
+    return views
+
+
+def check_base(generator: Generator, core: CompactBody, base: Mapping[str, str], *, what: str) -> None:
+    """Raise `KeyMismatchError` unless a core was trained for the generator.
+
+    Args:
+        generator: that its codes are meant for.
+        core: its sizes count.
+        base: name and digest of the generator that it was trained for; empty while it is trained.
+        what: encoder or translator, for the message.
+    """
+    if generator.num_rows != core.num_rows or generator.w_dim != core.w_dim:
+        raise KeyMismatchError(
+            f"this {what} makes w+ of {core.num_rows} rows of {core.w_dim}, the generator takes "
+            f"{generator.num_rows} of {generator.w_dim}; train one for it with limner train {what}"
+        )
+    wanted = base.get("digest")
+    if wanted and (found := deltas.digest(generator)) != wanted:
+        raise KeyMismatchError(
+            f"this {what} belongs to the generator {base.get('name', '?')} ({wanted[:12]}...), this one is "
+            f"another ({found[:12]}...); train one for it with limner train {what}"
+        )
 
 
 def resize(image: Tensor, side: int) -> Tensor:
