@@ -31,7 +31,11 @@ LOADERS = {
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
 }
-LOAD_ENCODER = "limner.checkpoints.compact:load_encoder"  # on the trunk lite0
+# Those that look through the trunk lite0, which is not in their files.
+LOADERS_ON_TRUNK = {
+    "encoder": "limner.checkpoints.compact:load_encoder",
+    "translator": "limner.checkpoints.translator:load_translator",
+}
 LOAD_LPIPS = "limner.nn.lpips:load_lpips"
 # Name -> (the backbone as the loader calls it, the models whose files make it up); none of them can be bundled.
 COMPOSED = {
@@ -48,7 +52,7 @@ class Card:
         name: what it is called on the command line.
         path: where it lies.
         kind: model, child (a model kept as its difference to ``parent``), dual (a DualStyleGAN kept so), style, trunk,
-            detector, identity, encoder, or lpips for a part of that distance.
+            detector, identity, encoder, translator, or lpips for a part of that distance.
         sha256: digest of the file when it was bundled or installed.
         bytes: its size.
         licence: terms of the weights.
@@ -212,8 +216,8 @@ def load(name: str) -> Any:
     if name in COMPOSED:
         return _load_lpips(name)
     found = card(name)
-    if found.kind == "encoder":
-        return _find(LOAD_ENCODER)(path(name), trunk=load("lite0"))
+    if found.kind in LOADERS_ON_TRUNK:
+        return _find(LOADERS_ON_TRUNK[found.kind])(path(name), trunk=load("lite0"))
     if found.kind not in LOADERS:
         raise ZooError(
             f"{name} is of kind {found.kind!r}, which is loaded by its own package; its file: {found.path}"
