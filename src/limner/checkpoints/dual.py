@@ -232,9 +232,9 @@ def save(checkpoint: Checkpoint, path: PathLike, *, overwrite: bool = False) -> 
         remarks.append(f"the original programs need res_index={checkpoint.dual.structure_rows - 1}")
     if remarks:
         warnings.warn(f"{path}: {'; '.join(dict.fromkeys(remarks))}", UserWarning, stacklevel=2)
-    contents: dict[str, Any] = {"g_ema": dual_state(checkpoint.dual)}
+    contents: dict[str, Any] = {"g_ema": dual_state(checkpoint.dual.merged())}
     if checkpoint.raw_dual is not None:
-        contents["g"] = dual_state(checkpoint.raw_dual)
+        contents["g"] = dual_state(checkpoint.raw_dual.merged())
     if checkpoint.discriminator is not None:
         contents["d"] = discriminator_state(checkpoint.discriminator)
     with replace_file(path) as temporary:

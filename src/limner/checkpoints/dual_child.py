@@ -2,7 +2,8 @@
 
 The file is a safetensors file whose header says ``kind: dual``; it names the base, carries the digest of its generator
 and the number that the start weights are made from (`limner.nn.dual_start`).  Tensors are ``delta.*``, packed by
-`limner.nn.packing`, and ``codes.*``, the styles' z+ codes in 8 bits with a scale per row.  Read, it is a whole model.
+`limner.nn.packing`, or, of models whose weights are of low rank already, ``whole.*`` in 8 bits with a scale per row; and
+``codes.*``, the styles' z+ codes in 8 bits with a scale per row.  Read, it is a whole model.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOpti
 from limner.checkpoints.child import find_base
 from limner.checkpoints.native import ENTRY, VERSION, read_header
 from limner.checkpoints.native import detect as detect_native
-from limner.checkpoints.source import Source, replace_file
+from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, ShapeError
 from limner.nn import deltas
 from limner.nn.dual_start import start_extrinsic
 from limner.nn.dualstylegan import DualGenerator
-from limner.nn.packing import HEADER_BYTES, pack, unpack
+from limner.nn.packing import HEADER_BYTES, pack, pack_rows, unpack, unpack_rows
 from limner.nn.stylegan2 import Generator
 
 KIND = "dual"
-DELTA, CODES, SCALE = "delta.", "codes.", ".scale"
+DELTA, WHOLE, CODES, SCALE = "delta.", "whole.", "codes.", ".scale"
 BUDGET_BYTES = 1_990_000
 HEADER_SLACK = 6_000
 
@@ -81,10 +82,7 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
         if options.wants("dual") or options.wants("generator"):
             dual = DualGenerator.around(generator, **config)
             dual.generator = generator
-            packed = {
-                key.removeprefix(DELTA): value for key, value in source.state.items() if key.startswith(DELTA)
-            }
-            restore(dual, packed, seed=seed)
+            restore(dual, source.state, seed=seed)
             dual.eval().requires_grad_(False)
             checkpoint.generator = dual.generator
             checkpoint.dual = dual if options.wants("dual") else None
@@ -98,16 +96,30 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
 
 
 def restore(dual: DualGenerator, packed: Mapping[str, Tensor], *, seed: int) -> None:
-    """Give a model its start weights and add a packed difference.
+    """Give a model its start weights, add a packed difference and put in the tensors that are kept whole.
+
+    Args:
+        dual: of the same sizes.
+        packed: tensors of the file; those of other parts are passed over.
+        seed: of the start weights.
 
     Raises:
-        KeyMismatchError, ShapeError: the difference does not fit.
+        KeyMismatchError, ShapeError: the tensors do not fit.
     """
     start_extrinsic(dual, seed=seed)
     gains = weight_gains(dual)
-    delta = unpack(packed)
-    deltas.check(dual, delta)
+    delta, whole = (
+        {key.removeprefix(kind): value for key, value in packed.items() if key.startswith(kind)}
+        for kind in (DELTA, WHOLE)
+    )
+    delta, whole = unpack(delta), unpack_rows(whole)
+    for part in (delta, whole):
+        deltas.check(dual, part)
     deltas.add_(dual, [({name: change / gains[name] for name, change in delta.items()}, 1.0)])
+    state = dual.state_dict()
+    with torch.no_grad():
+        for name, value in whole.items():
+            state[name].copy_(value)
 
 
 def weight_gains(dual: DualGenerator) -> dict[str, float]:
@@ -195,28 +207,25 @@ def save_dual(
         raise CheckpointError(f"{len(codes)} codes do not fit {budget_bytes} bytes; give a larger budget")
     start = copy.deepcopy(dual)
     start_extrinsic(start, seed=start_seed)
-    gains = weight_gains(dual)
-    delta = {name: change * gains[name] for name, change in deltas.difference(dual, start).items()}
-    packed = pack(delta, budget_bytes=left)
-    restore(start, packed.tensors, seed=start_seed)
-    tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
+    before_bytes, weight_error, tensors = _pack(dual, start, left)
+    restore(start, tensors, seed=start_seed)
+    network_bytes = sum(value.numel() * value.element_size() for value in tensors.values())
     tensors |= {CODES + "refined": numbers.contiguous(), CODES + "refined" + SCALE: scale.contiguous()}
     plain, before, after = _pictures(dual, start, stacked, unpack_codes(tensors, "refined"), samples, seed)
     compression = {
-        "bytes_before": packed.bytes_before + 4 * stacked.numel(),
-        "bytes_after": packed.bytes_after + numbers.numel() + 4 * scale.numel(),
-        "weight_error": round(packed.error, 5),
+        "bytes_before": before_bytes + 4 * stacked.numel(),
+        "bytes_after": network_bytes + numbers.numel() + 4 * scale.numel(),
+        "weight_error": round(weight_error, 5),
         "picture_error": round(_rms(after - before), 5),
         "picture_change": round(_rms(before - plain), 5),
         "styles": float(len(codes)),
     }
     about = dict(metadata or {})
-    extra = dual.config()
     header = {
         "version": VERSION,
         "kind": KIND,
         "base": {"name": base_name, "digest": own},
-        "dual": {key: extra[key] for key in ("style_depth", "structure_rows")},
+        "dual": dual.extra,
         "start_seed": start_seed,
         "codes": {"refined": list(codes)},
         "provenance": plain_values(about.pop("provenance", {})),
@@ -227,6 +236,56 @@ def save_dual(
     with replace_file(path) as temporary:
         save_file(tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
     return compression
+
+
+def _pack(
+    dual: DualGenerator, start: DualGenerator, budget_bytes: int
+) -> tuple[int, float, dict[str, Tensor]]:
+    """Return size before, error of the weights, and the tensors of the extrinsic path to be stored."""
+    gains = weight_gains(dual)
+    delta = deltas.difference(dual, start)
+    if dual.rank is None:
+        packed = pack({name: change * gains[name] for name, change in delta.items()}, budget_bytes=budget_bytes)
+        tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
+        return packed.bytes_before, packed.error, tensors
+    state = dual.state_dict()
+    whole = {name: state[name].detach().float().cpu() for name, change in delta.items() if bool(change.any())}
+    stored = pack_rows(whole)
+    size = sum(value.numel() * value.element_size() for value in stored.values()) + HEADER_BYTES * len(stored)
+    if size > budget_bytes:
+        raise CheckpointError(
+            f"the extrinsic path of rank {dual.rank} needs {size} bytes, the budget leaves {budget_bytes}; train with a "
+            "lower rank, or keep fewer styles"
+        )
+    lost = sum(float((value - whole[name]).square().sum()) for name, value in unpack_rows(stored).items())
+    total = sum(float(value.square().sum()) for value in whole.values())
+    before = sum(4 * value.numel() for value in whole.values())
+    return before, (lost / total) ** 0.5 if total else 0.0, {WHOLE + name: v for name, v in stored.items()}
+
+
+def read_extrinsic(path: PathLike, dual: DualGenerator) -> str:
+    """Give a model the extrinsic path of a packed one, whatever base that was made for; return a sentence on it.
+
+    Args:
+        path: file of kind `KIND`.
+        dual: of the same sizes; its intrinsic part stays.
+
+    Raises:
+        CheckpointError: another kind of file, or a broken one.
+        KeyMismatchError, ShapeError: the tensors do not fit the model.
+    """
+    source = open_source(Path(path))
+    if not detect(source):
+        raise CheckpointError(f"{path} is no DualStyleGAN kept as a difference")
+    header = read_header(source, KIND)
+    try:
+        own, seed, digest = dict(header["dual"]), int(header["start_seed"]), header["base"]["digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header is broken ({error!r}); fetch it again") from None
+    if own != dual.extra:
+        raise KeyMismatchError(f"{path} has an extrinsic path of {own}, expected {dual.extra}")
+    restore(dual, source.state, seed=seed)
+    return f"{path}, made for a base with digest {str(digest)[:12]}"
 
 
 def _pictures(

@@ -35,6 +35,8 @@ def start_extrinsic(dual: DualGenerator, *, seed: int = 0) -> None:
         if part == "style":
             layer = dual.style.layers[int(rest.split(".")[1])]
             parameter.copy_(noise / getattr(layer, "lr_multiplier"))  # noqa: B009 - of a module list
+        elif rest.endswith((".reduce", ".expand")):
+            parameter.copy_(noise * _spread(name, parameter))
         elif part == "color":
             parameter.copy_(torch.eye(len(parameter)).to(parameter) * math.sqrt(len(parameter)))
             parameter.add_(noise, alpha=INITIAL_NOISE)
@@ -48,6 +50,14 @@ def start_extrinsic(dual: DualGenerator, *, seed: int = 0) -> None:
             parameter[len(parameter) // 2 :] = 0.0
         elif parameter.ndim == 1 and not name.startswith("generator."):
             parameter.zero_()
+
+
+def _spread(name: str, factor: Tensor) -> float:
+    """Return the standard deviation of a factor of a low-rank weight, see `limner.nn.low_rank`."""
+    if ".affine." in name:
+        share = 3 if name.endswith(".expand") else 1
+        return 1 / math.sqrt(share * factor.shape[1])
+    return INITIAL_NOISE if name.endswith(".expand") else 1.0
 
 
 def hashed_uniform(count: int, *, stream: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from limner.errors import ShapeError
 from limner.nn.layers import EqualConv2d, EqualLinear
+from limner.nn.low_rank import LowRankConv2d, LowRankLinear
 from limner.nn.stylegan2 import EditFeatures, Generator, MappingNetwork, Noise
 
 Weights = float | Sequence[float] | Tensor
@@ -34,11 +35,14 @@ class AdaptiveInstanceNorm(nn.Module):
     Args:
         channels: of the features.
         w_dim: width of the code.
+        rank: of the affine layer's weight; None for a whole one.
     """
 
-    def __init__(self, channels: int, *, w_dim: int):
+    def __init__(self, channels: int, *, w_dim: int, rank: int | None = None):
         super().__init__()
-        self.affine = nn.Linear(w_dim, 2 * channels)
+        self.affine = (
+            LowRankLinear(w_dim, 2 * channels, rank=rank) if rank else nn.Linear(w_dim, 2 * channels)
+        )
         with torch.no_grad():
             self.affine.bias[:channels] = 1.0
             self.affine.bias[channels:] = 0.0
@@ -59,22 +63,29 @@ class ModResBlock(nn.Module):
     Args:
         channels: of the features.
         w_dim: width of the code.
+        rank: of all weights; None for whole ones.
     """
 
-    def __init__(self, channels: int, *, w_dim: int):
+    def __init__(self, channels: int, *, w_dim: int, rank: int | None = None):
         super().__init__()
-        self.norm0 = AdaptiveInstanceNorm(channels, w_dim=w_dim)
-        self.conv0 = EqualConv2d(channels, channels, 3)
-        self.norm1 = AdaptiveInstanceNorm(channels, w_dim=w_dim)
-        self.conv1 = EqualConv2d(channels, channels, 3)
+        self.norm0 = AdaptiveInstanceNorm(channels, w_dim=w_dim, rank=rank)
+        self.conv0 = _convolution(channels, rank)
+        self.norm1 = AdaptiveInstanceNorm(channels, w_dim=w_dim, rank=rank)
+        self.conv1 = _convolution(channels, rank)
         with torch.no_grad():
             # Nearly no change at first, so that training starts from the generator as it is.
-            self.conv0.weight.mul_(INITIAL_NOISE)
-            self.conv1.weight.mul_(INITIAL_NOISE)
+            for conv in (self.conv0, self.conv1):
+                (conv.expand if isinstance(conv, LowRankConv2d) else conv.weight).mul_(INITIAL_NOISE)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x (B, C, H, W), code (B, w_dim) -> the change of x, (B, C, H, W)."""
         return self.conv1(self.norm1(self.conv0(self.norm0(x, code)), code))
+
+
+def _convolution(channels: int, rank: int | None) -> EqualConv2d | LowRankConv2d:
+    if rank:
+        return LowRankConv2d(channels, channels, 3, rank=rank)
+    return EqualConv2d(channels, channels, 3)
 
 
 class DualGenerator(nn.Module):
@@ -88,9 +99,11 @@ class DualGenerator(nn.Module):
         style_depth: layers of the network that the structure rows pass.
         structure_rows: how many 3x3 layers, from the first, have a residual block; rows beyond them control colour.
             None for all layers up to `STRUCTURE_PX`.
+        rank: of the weights of residual blocks and colour layers, which are then products of thin ones; None for whole
+            ones, as published.
 
     Raises:
-        ShapeError: more ``structure_rows`` than layers, or none.
+        ShapeError: more ``structure_rows`` than layers, or none; a ``rank`` below 1.
     """
 
     def __init__(
@@ -105,8 +118,11 @@ class DualGenerator(nn.Module):
         activation_clamp: float | None = None,
         style_depth: int = 2,
         structure_rows: int | None = None,
+        rank: int | None = None,
     ):
         super().__init__()
+        if rank is not None and rank < 1:
+            raise ShapeError(f"rank is {rank}, expected at least 1, or None for whole weights")
         self.generator = Generator(
             resolution=resolution,
             channels=channels,
@@ -124,20 +140,33 @@ class DualGenerator(nn.Module):
         self.style = MappingNetwork(z_dim=w_dim, w_dim=w_dim, depth=style_depth)
         # Layer 2j - 1 and 2j have 4 * 2**j px.
         self.structure = nn.ModuleList(
-            ModResBlock(table[4 << (row + 1) // 2], w_dim=w_dim) for row in range(structure_rows)
+            ModResBlock(table[4 << (row + 1) // 2], w_dim=w_dim, rank=rank) for row in range(structure_rows)
         )
         rows = self.generator.num_rows - len(self.structure)
-        self.color = nn.ModuleList(EqualLinear(w_dim, w_dim) for _ in range(rows))
+        self.color = nn.ModuleList(
+            LowRankLinear(w_dim, w_dim, rank=rank, identity=True) if rank else EqualLinear(w_dim, w_dim)
+            for _ in range(rows)
+        )
         with torch.no_grad():
             for layer in self.color:
                 # The identity, so that the colours of a code arrive before any training; weights are used / sqrt(w_dim).
-                weight = layer.get_parameter("weight")
-                weight.mul_(INITIAL_NOISE).add_(torch.eye(w_dim) * math.sqrt(w_dim))
-        self._extra = {"style_depth": style_depth, "structure_rows": structure_rows}
+                if rank:
+                    layer.get_parameter("expand").mul_(INITIAL_NOISE)
+                else:
+                    weight = layer.get_parameter("weight")
+                    weight.mul_(INITIAL_NOISE).add_(torch.eye(w_dim) * math.sqrt(w_dim))
+        self._extra: dict[str, Any] = {"style_depth": style_depth, "structure_rows": structure_rows}
+        if rank:
+            self._extra["rank"] = rank
 
     @classmethod
     def around(
-        cls, generator: Generator, *, style_depth: int = 2, structure_rows: int | None = None
+        cls,
+        generator: Generator,
+        *,
+        style_depth: int = 2,
+        structure_rows: int | None = None,
+        rank: int | None = None,
     ) -> DualGenerator:
         """Return a dual generator whose intrinsic part has copies of a generator's weights, the rest being initial.
 
@@ -147,7 +176,7 @@ class DualGenerator(nn.Module):
         config = generator.config()
         if config.pop("label_dim"):
             raise ShapeError("a class-conditional generator cannot be the intrinsic part of a DualStyleGAN")
-        dual = cls(**config, style_depth=style_depth, structure_rows=structure_rows)
+        dual = cls(**config, style_depth=style_depth, structure_rows=structure_rows, rank=rank)
         dual.generator.load_state_dict(generator.state_dict())
         return dual.to(generator.w_avg.device)
 
@@ -156,6 +185,33 @@ class DualGenerator(nn.Module):
         config = self.generator.config()
         del config["label_dim"]
         return config | self._extra
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The constructor's arguments beside those of the intrinsic part."""
+        return dict(self._extra)
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the extrinsic path's weights; None for whole ones."""
+        return self._extra.get("rank")
+
+    @torch.no_grad()
+    def merged(self) -> DualGenerator:
+        """Return the same model with whole weights, as other programs have it; itself where it has them."""
+        if self.rank is None:
+            return self
+        whole = DualGenerator.around(self.generator, **{k: v for k, v in self._extra.items() if k != "rank"})
+        modules, state = dict(self.named_modules()), whole.state_dict()
+        own = self.state_dict()
+        for name, value in state.items():
+            if name in own:
+                value.copy_(own[name])
+            else:
+                layer = modules[name.removesuffix(".weight")]
+                assert isinstance(layer, (LowRankConv2d, LowRankLinear))
+                value.copy_(layer.merged())
+        return whole.train(self.training)
 
     @property
     def resolution(self) -> int:

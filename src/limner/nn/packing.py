@@ -114,6 +114,48 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return delta
 
 
+@torch.no_grad()
+def pack_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store matrices in 8 bits with a float16 scale per row, vectors as float16; for what is small already."""
+    stored = {}
+    for name, value in tensors.items():
+        if value.ndim < 2:
+            stored[name] = _halve(value)
+            continue
+        rows = value.detach().cpu().float().flatten(1)
+        # The scale is rounded first, so that the numbers are those nearest to what will be read.
+        scale = (rows.abs().amax(1) / 127).clamp_min(1e-7).half()
+        numbers = (rows / scale.float()[:, None]).round().clamp(-127, 127)
+        stored[name] = numbers.to(torch.int8).view(value.shape).contiguous()
+        stored[name + SCALE] = scale
+    return stored
+
+
+def unpack_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `pack_rows` stored, float32.
+
+    Raises:
+        KeyMismatchError: numbers or their scale are missing.
+        ShapeError: numbers and scale do not fit.
+    """
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith(SCALE):
+            if name.removesuffix(SCALE) not in tensors:
+                raise KeyMismatchError(f"{name} has no {name.removesuffix(SCALE)} beside it")
+            continue
+        if value.ndim < 2:
+            found[name] = value.float()
+            continue
+        scale = tensors.get(name + SCALE)
+        if scale is None:
+            raise KeyMismatchError(f"{name} has no {name + SCALE} beside it")
+        if scale.shape != value.shape[:1]:
+            raise ShapeError(f"{name}: {len(value)} rows have scales of shape {tuple(scale.shape)}")
+        found[name] = value.float() * scale.float().view(-1, *[1] * (value.ndim - 1))
+    return found
+
+
 def _factorise(change: Tensor) -> _Factors:
     matrix = change.detach().cpu().double().flatten(1)
     if matrix.shape[0] <= matrix.shape[1]:

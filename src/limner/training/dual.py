@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from limner import checkpoints
-from limner.checkpoints import Checkpoint
-from limner.errors import KeyMismatchError, OptionError
+from limner import checkpoints, zoo
+from limner.checkpoints import Checkpoint, dual_child
+from limner.errors import CheckpointError, KeyMismatchError, OptionError
 from limner.files import replacing
 from limner.nn import deltas
 from limner.nn.dual_start import start_extrinsic
@@ -35,7 +35,13 @@ from limner.training.dual_options import LENGTHS, STAGES, DualTrainOptions, stag
 from limner.training.dual_pairs import DestylizeStage, RefineStage, Setting, choose_evenly
 from limner.training.dual_sampler import SamplerStage
 from limner.training.dual_stage import OnStep, Stage, folder_of, play, resume
-from limner.training.dual_transfer import StructureStage, StyleStage, copy_for_average
+from limner.training.dual_transfer import (
+    StructureStage,
+    StyleStage,
+    copy_for_average,
+    extrinsic_state,
+    load_extrinsic,
+)
 from limner.training.gan import GanTraining, build_run
 from limner.training.options import CHANNEL_TABLES, GanOptions
 from limner.training.run import Clock, Runtime
@@ -82,6 +88,7 @@ class DualTraining:
     """
 
     def __init__(self, options: DualTrainOptions, runtime: Runtime, networks: Networks):
+        options = options.scaled()
         self.options, self.runtime, self.networks = options, runtime, networks
         self.out = Path(options.out)
         base = networks.base.to(runtime.device).eval().requires_grad_(False)
@@ -190,8 +197,11 @@ class DualTraining:
 
     def _start(self) -> DualGenerator:
         """Return the model before any training: colour transfer by initialisation."""
-        dual = DualGenerator.around(self.setting.base)
-        start_extrinsic(dual, seed=self.options.seed)
+        options = self.options
+        dual = DualGenerator.around(self.setting.base, rank=options.rank or None)
+        start_extrinsic(dual, seed=options.seed)
+        if options.init:
+            warm_start(dual, options.init)
         # One generator for all: it never changes.
         dual.generator = self.setting.base
         return dual
@@ -337,6 +347,27 @@ class DualTraining:
         )
         # Whole precision: half of it would hide the small changes that the bundled file is made of.
         checkpoints.save(checkpoint, self.out / "model.safetensors")
+
+
+def warm_start(dual: DualGenerator, init: str) -> None:
+    """Give a model the extrinsic path of an earlier one, also of one with another base.
+
+    Raises:
+        KeyMismatchError, ShapeError: the earlier model has other sizes.
+        CheckpointError: it is no DualStyleGAN.
+    """
+    path = zoo.resolve(init)
+    if dual_child.detect(checkpoints.open_source(path)):
+        dual_child.read_extrinsic(path, dual)
+        return
+    earlier = checkpoints.load(path, parts=("dual",)).dual
+    if earlier is None:
+        raise CheckpointError(f"{init} holds no DualStyleGAN to start from")
+    if earlier.extra != dual.extra or earlier.generator.config() != dual.generator.config():
+        raise KeyMismatchError(
+            f"{init} has an extrinsic path of {earlier.extra}, expected {dual.extra}, and generators of one size"
+        )
+    load_extrinsic(dual, extrinsic_state(earlier))
 
 
 class _TuneStage(Stage):

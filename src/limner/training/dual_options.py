@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ class DualTrainOptions(Options):
     """The same generator fine-tuned on the pictures, name or file; empty to do it here, as the first stage."""
     encoder: str = knob("auto")
     """Compact encoder of the base, name or file; auto takes one that belongs to it, none searches every code."""
+    rank: int = knob(0, lo=0, hi=512)
+    """Rank of the weights of residual blocks and colour layers: less makes a smaller and faster model (32: 2 MB at 128 px);
+    0 for whole weights, as published."""
+    init: str = knob("")
+    """DualStyleGAN to start the extrinsic path from, also one of an earlier base: a model of this command or a bundled
+    file; empty to start anew."""
     source: str = knob("")
     """Folder or zip of faces of the base's kind, for the discriminator of the structure stage; empty for the base's own."""
     source_select: str = knob("")
@@ -58,6 +65,8 @@ class DualTrainOptions(Options):
     """Seconds between saved states."""
     sheet_seconds: float = knob(120.0, lo=0)
     """Seconds between previews, besides the last one of every stage; 0 for only that."""
+    scale: float = knob(1.0, lo=0.001, hi=1000)
+    """Factor of all lengths: images of the stages, steps of the searches."""
     seed: int = knob(0, lo=0)
     """Seed of everything random."""
     precision: str = knob("fp32", choices=("fp32", "bf16"))
@@ -166,12 +175,30 @@ class DualTrainOptions(Options):
     sampler_batch: int = knob(128, lo=2, hi=100_000)
     """Codes per step."""
 
+    def scaled(self) -> DualTrainOptions:
+        """Return the same with ``scale`` worked into the lengths."""
+        changes: dict[str, float] = {"scale": 1.0}
+        for name in SCALED:
+            value = getattr(self, name) * self.scale
+            whole = isinstance(getattr(self, name), int)
+            changes[name] = max(1, round(value)) if whole and getattr(self, name) else value
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.structure_short * 2 >= 1:
             raise OptionError(f"structure_short is {self.structure_short}, expected less than 0.5")
 
 
+SCALED = (
+    "tune_kimg",
+    "destylize_code_steps",
+    "destylize_steps",
+    "structure_kimg",
+    "style_kimg",
+    "refine_steps",
+    "sampler_epochs",
+)
 UNCOUNTED = {
     "images",
     "out",
@@ -196,7 +223,7 @@ PLAYED = {
     "augment_p",
     "ema_kimg",
 }
-PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror"}
+PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror", "rank", "init"}
 PLAYERS = ("structure", "style")
 TUNED_WITH = {"discriminator", "augment_p", "mirror", "feature_resolution", "r1_gamma", "d_reg_interval"}
 LENGTHS = {"tune_kimg", "style_kimg", "sampler_epochs"}

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner import media
 from limner.nn.dualstylegan import DualGenerator
+from limner.nn.low_rank import LowRankConv2d, LowRankLinear
 from limner.training.data import PictureSet
 from limner.training.dual_adversary import Adversary
 from limner.training.dual_eyes import PUBLISHED_STYLE
@@ -26,6 +27,7 @@ from limner.training.dual_stage import Stage
 from limner.training.run import StepRandom, update_average
 
 EXTRINSIC = ("style", "structure", "color")
+LOW_RANK = (LowRankConv2d, LowRankLinear)
 COLOR_ROW = 8
 """Rows from here on of a portrait's face are drawn anew: their colours do not matter."""
 SHOWN = 6
@@ -90,6 +92,8 @@ class TransferStage(Stage):
         self.images_per_step = size
         dual.requires_grad_(True)
         dual.generator.requires_grad_(False)
+        # With its small learning rate this network hardly moves; where size counts it stays as it is made from a number.
+        dual.style.requires_grad_(dual.rank is None)
         self.parameters = [p for p in dual.parameters() if p.requires_grad]
         options = setting.options
         self.optimiser = torch.optim.Adam(self.parameters, options.lr, (0.0, options.beta2))
@@ -180,15 +184,16 @@ class StructureStage(TransferStage):
                     -1
                 ]
                 target = base.synthesis(self.mixed(intrinsic, extrinsic, step)).float()
-            real = self.draw_real(size, random)
+            real = self.draw_real(size, random) if options.structure_adversarial else target
         fake = self.dual(intrinsic, extrinsic).float()
-        own, record = self.adversary.judge(fake, real, random, step)
         near = self.setting.eyes.perceptual(fake, target).mean()
         rows = boundary(self.dual, (step - 1) / max(1, self.total), options.structure_short)
-        return {
-            "adversarial": (options.structure_adversarial, own),
-            "perceptual": (options.structure_perceptual, near),
-        }, record | {"rows": float(rows)}
+        terms = {"perceptual": (options.structure_perceptual, near)}
+        if not options.structure_adversarial:
+            return terms, {"rows": float(rows)}
+        own, record = self.adversary.judge(fake, real, random, step)
+        terms["adversarial"] = options.structure_adversarial, own
+        return terms, record | {"rows": float(rows)}
 
     def draw_real(self, count: int, random: StepRandom) -> Tensor:
         """Return faces for the adversary."""
@@ -282,6 +287,8 @@ class StyleStage(TransferStage):
 
 
 def residual_size(dual: DualGenerator) -> Tensor:
-    """Return the sum of the norms of the residual blocks' parameters."""
-    blocks: nn.Module = dual.structure
-    return torch.stack([parameter.norm() for parameter in blocks.parameters()]).sum()
+    """Return the sum of the norms of the residual blocks' parameters; a weight of low rank counts as the product."""
+    sizes = [block.size() for block in dual.structure.modules() if isinstance(block, LOW_RANK)]
+    products = {id(p) for m in dual.structure.modules() if isinstance(m, LOW_RANK) for p in (m.reduce, m.expand)}
+    sizes += [parameter.norm() for parameter in dual.structure.parameters() if id(parameter) not in products]
+    return torch.stack(sizes).sum()
