@@ -21,6 +21,12 @@ if TYPE_CHECKING:
         learn_style,
         stylize,
     )
+    from limner.pipeline.translation import (
+        TranslateResult,
+        TranslationModels,
+        load_translation_models,
+        translate,
+    )
 
 _HOMES = {
     "models": ("Models", "load_models"),
@@ -34,6 +40,7 @@ _HOMES = {
         "learn_style",
         "stylize",
     ),
+    "translation": ("TranslateResult", "TranslationModels", "load_translation_models", "translate"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -45,10 +52,14 @@ __all__ = [
     "PipelineStep",
     "StylizeOptions",
     "StylizeResult",
+    "TranslateResult",
+    "TranslationModels",
     "compare_sheet",
     "learn_style",
     "load_models",
+    "load_translation_models",
     "stylize",
+    "translate",
 ]
 
 

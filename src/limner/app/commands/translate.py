@@ -1,0 +1,242 @@
+"""``limner translate``: sketches, label maps, small, masked, turned and toon pictures to faces."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.commands.stylize import KEPT_SUFFIXES, compare_path
+from limner.app.console import Console, format_seconds
+from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionError
+from limner.faces.options import ReadOptions
+from limner.files import check_writable
+from limner.options import knob, to_mapping
+from limner.translation.options import SCHEME_NAMES, TranslateOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from limner.media import Photo
+    from limner.pipeline.translation import TranslateResult, TranslationModels
+
+UNRECORDED = ("pictures", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(TranslateOptions, ReadOptions):
+    """Options of ``limner translate``."""
+
+    pictures: tuple[Path, ...] = knob()
+    """sketches, label maps or photos, as the task says"""
+    out: Path | None = None
+    """file to write, or folder for several pictures; by default PICTURE-TASK beside the picture; several faces and outputs
+    are numbered"""
+    model: str = "translator"
+    """a translator, name or file, or a pSp checkpoint (psp_celebs_sketch_to_face.pt, ...)"""
+    mask: Path | None = None
+    """inpaint: picture of the photo's size, white where parts are missing; by default the photo's transparent parts"""
+    classes: str = knob("auto", choices=SCHEME_NAMES)
+    """labels: whose classes the map has, those of our synthetic data or CelebAMask-HQ's; auto tells by colours and numbers"""
+    legend: Path | None = None
+    """labels: YAML or JSON file with the map's own colours, '#cc0000': skin"""
+    compare: bool = False
+    """also write a sheet of photo, input and faces, beside the output"""
+    overwrite: bool = False
+    """replace files that exist; otherwise they are an error, before any work is done"""
+
+
+def run(options: Options, console: Console) -> int:
+    """Translate the pictures; one that fails is reported and the others go on."""
+    if not options.pictures:
+        raise OptionError("limner translate: name at least one picture")
+    outputs = plan_outputs(options)
+    check_inputs(options)
+    for output in outputs:
+        check_writable(output)
+    from limner.app.device import pick_device
+    from limner.pipeline.translation import check_options, check_task, load_translation_models
+
+    models = load_translation_models(options.model, device=pick_device(console.settings))
+    task = check_task(models.network, options.task)
+    check_options(task, options, models.network)
+    if task.name != "labels" and (options.legend is not None or options.classes != "auto"):
+        raise OptionError(f"legend and classes are for label maps, but the task is {task.name}")
+    if task.name != "inpaint" and options.mask is not None:
+        raise OptionError(f"mask is for inpaint, but the task is {task.name}")
+    written, failed = [], []
+    jobs = list(zip(options.pictures, outputs, strict=True))
+    with console.progress(len(jobs), f"translating ({task.name})") as progress:
+        for number, (picture, output) in enumerate(jobs):
+
+            def show(done: int, count: int, name: str = picture.name, before: int = number) -> None:
+                progress.set(before, f"{name}: face {done} of {count}")
+
+            try:
+                written.append(_translate(picture, output, task.name, models, options, console, show))
+            except (FaceNotFoundError, MediaError) as error:
+                if len(jobs) == 1:
+                    raise _with_hint(error, task.name, options) from None
+                console.error(str(error))
+                failed.append({"picture": picture, "error": type(error).__name__, "message": str(error)})
+            progress.set(number + 1, picture.name)
+    for entry in written:
+        console.print(f"wrote {', '.join(map(str, entry['files']))} ({format_seconds(entry['seconds'])})")
+    console.result(task=task.name, model=models.name, pictures=written, failed=failed)
+    return 2 if failed else 0
+
+
+def plan_outputs(options: Options) -> list[Path]:
+    """Return one file per picture, all different; faces and outputs are numbered from it.
+
+    Raises:
+        OptionError: several pictures for one file.
+    """
+    out = options.out
+    if out is not None and out.suffix and not out.is_dir():
+        if len(options.pictures) > 1:
+            raise OptionError(
+                f"out is the file {out}, but there are {len(options.pictures)} pictures; name a folder"
+            )
+        return [out]
+    names: list[Path] = []
+    for picture in options.pictures:
+        keep = options.paste and picture.suffix.lower() in KEPT_SUFFIXES
+        suffix = picture.suffix.lower() if keep else ".png"
+        stem = f"{picture.stem}-{options.task or 'translated'}"
+        path, number = (out or picture.parent) / f"{stem}{suffix}", 2
+        while path in names:
+            path, number = path.with_name(f"{stem}-{number}{suffix}"), number + 1
+        names.append(path)
+    return names
+
+
+def check_inputs(options: Options) -> None:
+    """Raise `OptionError` where an output would replace something, or one mask serves several pictures."""
+    if options.mask is not None and len(options.pictures) > 1:
+        raise OptionError(
+            f"mask is one file, but there are {len(options.pictures)} pictures; translate them one by one"
+        )
+    if options.mask is not None and options.from_photo:
+        raise OptionError(
+            "mask and from_photo exclude each other: from_photo chooses the missing parts itself"
+        )
+    sources = {path.resolve() for path in options.pictures}
+    for path in plan_outputs(options):
+        if path.resolve() in sources:
+            raise OptionError(f"out is {path}, which is the input itself; choose another name")
+        beside = [path, numbered(path, 1, 1, options.outputs)]
+        beside += [compare_path(path)] if options.compare else []
+        taken = [one for one in beside if one.exists()]
+        if taken and not options.overwrite:
+            raise OptionError(f"{taken[0]} exists already; give --overwrite or another --out")
+
+
+def numbered(output: Path, face: int, index: int, outputs: int, faces: int = 1) -> Path:
+    """Return the file of one of several faces and outputs, both counted from 1."""
+    words = (
+        [output.stem]
+        + [str(face)] * (faces > 1)
+        + [str(index) if faces == 1 else f"v{index}"] * (outputs > 1)
+    )
+    return output.with_name("-".join(words) + output.suffix)
+
+
+def _with_hint(error: LimnerError, task: str, options: Options) -> LimnerError:
+    if isinstance(error, FaceNotFoundError) and not options.aligned:
+        return FaceNotFoundError(f"{error}; or take the whole picture for one face ({task}) with --aligned")
+    return error
+
+
+def _translate(
+    picture: Path,
+    output: Path,
+    task: str,
+    models: TranslationModels,
+    options: Options,
+    console: Console,
+    on_face: Any,
+) -> dict[str, Any]:
+    from limner import media
+    from limner.pipeline.translation import translate
+    from limner.translation.classes import CELEBA
+    from limner.translation.labels import read_labels
+    from limner.translation.networks import scheme_of
+
+    photo: Photo | None = None
+    if task == "labels":
+        to = "celeba" if scheme_of(models.network) is CELEBA else "limner"
+        given = read_labels(picture, to=to, scheme=options.classes, legend=options.legend)
+        mask = None
+    else:
+        photo = media.read(picture, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
+        for note in photo.notes:
+            console.warn(f"{picture}: {note}")
+        given = photo.pixels
+        mask = _read_mask(photo, options) if task == "inpaint" and not options.from_photo else None
+        if photo.alpha is not None and task == "sketch":
+            given = _on_white(photo)
+    result = translate(given, options, models=models, mask=mask, where=str(picture), on_face=on_face)
+    record = {name: value for name, value in to_mapping(options).items() if name not in UNRECORDED}
+    record |= {"command": "translate", "task": task, "model": models.name}
+    files = _write(result, photo, output, options, record)
+    seconds = sum(face.seconds for face in result.faces)
+    return {"picture": picture, "files": files, "faces": len(result.faces), "seconds": seconds}
+
+
+def _read_mask(photo: Photo, options: Options) -> np.ndarray | None:
+    """Return what is missing, uint8 (H, W), 255 where it is: the mask's file, or else the photo's transparent parts."""
+    from limner import media
+
+    if options.mask is not None:
+        mask = media.read(options.mask).pixels
+        return mask.mean(2).round().astype(mask.dtype)
+    if photo.alpha is not None and (photo.alpha < 128).any():
+        return 255 - photo.alpha
+    return None
+
+
+def _on_white(photo: Photo) -> np.ndarray:
+    """Return a drawing laid on white paper."""
+    assert photo.alpha is not None
+    share = photo.alpha[..., None] / 255.0
+    return (photo.pixels * share + 255 * (1 - share)).round().astype(photo.pixels.dtype)
+
+
+def _write(
+    result: TranslateResult, photo: Photo | None, output: Path, options: Options, record: dict[str, Any]
+) -> list[Path]:
+    from limner import media
+    from limner.pipeline.translation import compare_sheet
+
+    files = []
+    for index, pixels in enumerate(result.pasted, 1):
+        assert photo is not None
+        whole = dataclasses.replace(photo, pixels=pixels)
+        if result.task.name == "inpaint":
+            whole = dataclasses.replace(whole, alpha=None)
+        files.append(
+            media.write(
+                numbered(output, 1, index, options.outputs),
+                whole,
+                options=record,
+                source_type="compositeWithTrainedAlgorithmicMedia",
+            )
+        )
+    kept = result.task.name == "inpaint" and options.composite
+    kind = "compositeWithTrainedAlgorithmicMedia" if kept else "trainedAlgorithmicMedia"
+    for number, face in enumerate(result.faces, 1) if not options.paste else ():
+        for index, pixels in enumerate(face.outputs, 1):
+            path = numbered(output, number, index, options.outputs, len(result.faces))
+            files.append(media.write(path, pixels, options=record, source_type=kind))
+    if options.compare:
+        sheet = compare_sheet(result, min(options.size, 512))
+        files.append(
+            media.write(
+                compare_path(output),
+                sheet,
+                options=record,
+                source_type="compositeWithTrainedAlgorithmicMedia",
+            )
+        )
+    return files
