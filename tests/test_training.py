@@ -22,6 +22,7 @@ from limner.errors import (
 from limner.nn.layers import upsample2
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
 from limner.nn.stylegan2 import Generator
+from limner.training import games
 from limner.training import run as surroundings
 from limner.training.data import PictureSet, list_pictures
 from limner.training.games import StyleGan2Game, draw_w_plus
@@ -37,6 +38,7 @@ TINY = {4: 16, 8: 16, 16: 8, 32: 8}
 def _tiny_and_private(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(CHANNEL_TABLES, "slim", TINY)
+    monkeypatch.setattr(games, "MEASURED_FAKES", 64)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,9 @@ STYLEGAN2 |= {"d_reg_interval": 2, "g_reg_interval": 2}
 
 
 EMBEDDING = {"reconstruct": 0.5, "embed_kimg": 0.004, "batch_per_device": 4}
+PULL = {"frechet_weight": 50.0, "batch_per_device": 4}
 KINDS = pytest.mark.parametrize(
-    "kind", [{}, STYLEGAN2, EMBEDDING], ids=["projected", "stylegan2", "embedding"]
+    "kind", [{}, PULL, STYLEGAN2, EMBEDDING], ids=["projected", "frechet", "stylegan2", "embedding"]
 )
 
 
@@ -267,6 +270,14 @@ def test_reconstruction_can_be_added_to_a_run_without_it(folder, trunk):
     later = training(options(folder, **EMBEDDING), trunk)
     assert later.run.step == 2
     assert later.fit()
+
+
+def test_the_frechet_loss_can_be_added_to_a_run_without_it(folder, trunk):
+    training(options(folder, kimg=0.008), trunk).fit()
+    later = training(options(folder, **PULL), trunk)
+    assert later.run.step == 2
+    assert later.fit()
+    assert later.game.pull.ready
 
 
 def test_batches_that_cannot_be_shared_are_refused(folder, trunk):

@@ -129,25 +129,30 @@ class ProjectedDiscriminator(nn.Module):
         trunk = {name: value for name, value in self.state_dict().items() if name.startswith("trunk.")}
         self.load_state_dict(trunk | state)
 
-    def project(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, R, R) -> the projected maps, before scaling."""
+    def look(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, R, R) -> all of the trunk's maps, from fine to coarse."""
         size = (self.feature_resolution, self.feature_resolution)
         if image.shape[2:] != size:
             image = F.interpolate(
                 image, size=size, mode="bilinear", align_corners=False, antialias=size < image.shape[2:]
             )
-        return self.projection(
-            self.trunk(image.contiguous(memory_format=torch.channels_last))[self.first_map :]
-        )
+        return self.trunk(image.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
         """Measure the standard deviation of every projected map on real images (B, 3, R, R)."""
-        self.scale.copy_(torch.stack([x.std() for x in self.project(image)]))
+        projected = self.projection(self.look(image)[self.first_map :])
+        self.scale.copy_(torch.stack([x.std() for x in projected]))
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, R, R) -> unit-deviation maps from fine to coarse, and the image itself."""
-        return [x / scale for x, scale in zip(self.project(image), self.scale, strict=True)] + [image]
+    def features(self, image: Tensor, maps: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """image (B, 3, R, R) -> unit-deviation maps from fine to coarse, and the image itself.
+
+        Args:
+            image: pictures.
+            maps: what `look` returned for them, where it is known already.
+        """
+        projected = self.projection((self.look(image) if maps is None else maps)[self.first_map :])
+        return [x / scale for x, scale in zip(projected, self.scale, strict=True)] + [image]
 
     def judge(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return one logit per image and head, each (B,)."""

@@ -10,7 +10,7 @@ al. 2021 (arXiv 2111.01007); Mo et al. 2020, FreezeD (arXiv 2002.10964).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,10 +29,14 @@ from limner.losses import (
 from limner.nn.augment import AdaController, AdaPipe
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
 from limner.nn.stylegan2 import Generator
+from limner.nn.transport import FrechetPull, summaries
 from limner.training.data import PictureSet
 from limner.training.options import GanOptions
 from limner.training.run import Runtime, StepRandom
 from limner.training.transfer import frozen_parameters
+
+MEASURED_PICTURES, MEASURED_FAKES, MEASURED_BATCH = 8000, 1024, 64
+"""Real pictures from which the Fréchet loss takes mean and covariance, generated images that it begins with."""
 
 
 @dataclass
@@ -175,6 +179,7 @@ class Batch:
         fake: generated images (B, 3, R, R).
         real_maps, fake_maps: the discriminator's features of both, augmented alike.
         drawn: how many images, the last ones, come from z; they alone are judged, and as many pictures.
+        summary: of the generated images, see `limner.nn.transport.summaries`; empty where it is not needed.
     """
 
     real: Tensor
@@ -183,6 +188,7 @@ class Batch:
     real_maps: list[Tensor]
     fake_maps: list[Tensor]
     drawn: int
+    summary: list[Tensor] = field(default_factory=list)
 
 
 class ProjectedGame(Game):
@@ -204,15 +210,45 @@ class ProjectedGame(Game):
         with torch.no_grad():
             shapes = [tuple(x.shape[1:]) for x in MomentMatcher.reduce(self.D.features(probe[:1]))]
         self.moments = MomentMatcher(shapes=shapes).to(run.runtime.device)
+        self.pull: FrechetPull | None = None
+        if run.options.frechet_weight:
+            with torch.no_grad():
+                widths = [x.shape[1] for x in summaries(self.D.look(probe[:1]), probe[:1])]
+            self.pull = FrechetPull(widths=widths).to(run.runtime.device)
 
     def state(self) -> dict[str, Any]:
-        """Add the moments."""
-        return super().state() | {"moments": self.moments.state_dict()}
+        """Add the moments, and what the Fréchet loss knows."""
+        own = {"moments": self.moments.state_dict()}
+        return super().state() | own | ({"pull": self.pull.state_dict()} if self.pull else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take the moments back too."""
+        """Take them back too; a run without the Fréchet loss can go on with it."""
         super().load_state(state)
         self.moments.load_state_dict(state["moments"])
+        if self.pull and "pull" in state:
+            self.pull.load_state_dict(state["pull"])
+
+    def augment(self, image: Tensor, random: StepRandom) -> Tensor:
+        """Change images lightly, as the options say."""
+        options = self.run.options
+        return augment_lightly(image, options.augment_p if options.augment != "none" else 0.0, random.cpu)
+
+    @torch.no_grad()
+    def measure_pictures(self) -> None:
+        """Measure mean and covariance of real features for the Fréchet loss, and begin with generated ones."""
+        run = self.run
+        if self.pull is None or self.pull.ready:
+            return
+        random = StepRandom(run.options.seed, 0, 0, run.runtime.device)
+        real: list[list[Tensor]] = []
+        for _ in range(0, min(MEASURED_PICTURES, 2 * len(run.pictures)), MEASURED_BATCH):
+            image = self.augment(self.draw_pictures(MEASURED_BATCH, random), random)
+            real.append(summaries(self.D.look(image), image))
+        self.pull.set_real([torch.cat(parts) for parts in zip(*real, strict=True)])
+        for _ in range(0, MEASURED_FAKES, MEASURED_BATCH):
+            w_plus = draw_w_plus(run.G, MEASURED_BATCH, run.options.mixing, random)
+            image = self.augment(run.G.synthesis(w_plus, "random", rng=random.local).float(), random)
+            self.pull.observe(summaries(self.D.look(image), image))
 
     def trains_generator(self) -> bool:
         """Whether the generator learns in this step; not at the start of a warm-up."""
@@ -233,28 +269,34 @@ class ProjectedGame(Game):
 
     def look(self, real: Tensor, w_plus: Tensor, drawn: int, random: StepRandom) -> Batch:
         """Generate from w+ and compute the features of both sides, augmented by the same random changes."""
-        options = self.run.options
-        p = options.augment_p if options.augment != "none" else 0.0
         fake = self.run.G.synthesis(w_plus, "random", rng=random.local).float()
         same = random.cpu.get_state()
-        fake_maps = self.D.features(augment_lightly(fake, p, random.cpu))
+        seen = self.augment(fake, random)
+        maps = self.D.look(seen)
+        fake_maps = self.D.features(seen, maps)
+        summary = summaries([x[-drawn:] for x in maps], seen[-drawn:]) if self.pull else []
         random.cpu.set_state(same)
         with torch.no_grad():
-            real_maps = self.D.features(augment_lightly(real, p, random.cpu))
-        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, drawn)
+            real_maps = self.D.features(self.augment(real, random))
+        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, drawn, summary)
 
     def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return the generator's losses with their weights."""
         drawn = [x[-batch.drawn :] for x in batch.fake_maps]
         loss_g = torch.stack([hinge_g_loss(x) for x in self.D.judge(drawn)]).sum()
-        return {
+        losses = {
             "loss_g": (1.0, loss_g),
             "moments": (self.run.options.moment_weight, self.moments(drawn)),
         }
+        if self.pull:
+            self.pull.observe([x.detach() for x in batch.summary])
+            losses["pull"] = (self.run.options.frechet_weight, self.pull(batch.summary))
+        return losses
 
     def step(self, random: StepRandom) -> dict[str, float]:
         """One step of heads and generator."""
         run, D = self.run, self.D
+        self.measure_pictures()
         train_g = self.trains_generator()
         keep = train_g and len(self.micro) == 1
         share = 1 / len(self.micro)

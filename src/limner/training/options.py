@@ -59,6 +59,8 @@ class GanOptions(Options):
     """Probability of style mixing; the papers use 0.9."""
     moment_weight: float = knob(5.0, lo=0, hi=100)
     """projected: weight of matching mean and spread of real features; keeps variety and colour."""
+    frechet_weight: float = knob(0.0, lo=0, hi=1000)
+    """projected: weight of the Fréchet distance itself as a loss, on running statistics; asks for what is missing."""
     reconstruct: float = knob(0.0, lo=0, hi=0.9)
     """projected: share of every batch that gives training pictures back through an embedder; an experiment."""
     reconstruct_weight: float = knob(3.0, lo=0, hi=1000)
