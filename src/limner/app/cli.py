@@ -37,12 +37,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "edit crossover": ("edit:crossover", "put a region of one face into another"),
     "edit inpaint": ("edit:inpaint", "fill the hole of a face"),
     "edit direction": ("edit:direction", "move a face along named directions"),
+    "translate": ("translate", "turn sketches, label maps, small, masked, turned or toon pictures into faces"),
     "sample": ("sample", "paint random faces"),
     "blend": ("blend", "put a generator together from the layers of several"),
     "align": ("align", "cut aligned faces out of photos"),
     "paste": ("paste", "put an aligned face back into its photo"),
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
     "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
+    "train translator": ("train_translator", "train the networks of limner translate, all tasks in one"),
     "train dual": ("train_dual", "train a DualStyleGAN on a folder of portraits, all its stages"),
     "synth": ("synth", "render data sets of synthetic portraits or cartoon faces"),
     "convert": ("convert", "turn a checkpoint into another format"),
@@ -54,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models remove": ("models:remove", "delete an installed model"),
     "doctor": ("doctor", "say what this machine has, how fast it is and what is missing"),
     "eval": ("eval", "measure generation, inversion and styles on held-out pictures; writes a report"),
+    "study": ("study", "repeat the experiments of Image2StyleGAN; writes a report"),
     "demo": ("demo", "restyle two photos and sample every bundled style"),
 }
 SHORT_FLAGS = {"out": "-o"}

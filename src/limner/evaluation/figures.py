@@ -126,6 +126,9 @@ FIGURES: dict[str, Figure] = {
         "identity",
         f"squared distance of dlib's face embedding; below {SAME_PERSON} dlib takes two faces for one person",
     ),
+    "from_mean": Figure(
+        "from mean", "root mean square over the rows of w+ of their distance from the mean w", "near", 2
+    ),
     "same_person": Figure(
         "same person", f"share of pictures whose identity distance stays below {SAME_PERSON}", "up", -1
     ),
@@ -136,6 +139,13 @@ FIGURES: dict[str, Figure] = {
         -1,
     ),
     "seconds": Figure("seconds", "wall time per face on the machine named above", "down", 2),
+    "learn_seconds": Figure(
+        "seconds to learn",
+        "wall time of learning the style, the search for its picture's code included",
+        "down",
+        0,
+    ),
+    "steps": Figure("steps", "training steps that were done in the time given", "near", 0),
     # Stylization
     "to_truth": Figure(
         "distance to the true render",

@@ -17,7 +17,7 @@ from limner.evaluation.figures import FIGURES
 from limner.files import replacing
 
 QUALITY = 80
-PAGE = "report.html"
+TITLE = "Limner: evaluation"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ class Chart:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A sheet, uint8 (H, W, 3), and what it shows; ``name`` becomes its file's."""
+    """A sheet, uint8 (H, W, 3), and what it shows; ``name`` and ``suffix`` become its file's."""
 
     name: str
     pixels: np.ndarray
     caption: str
+    suffix: str = ".jpg"
 
 
 @dataclass(frozen=True)
@@ -97,25 +98,36 @@ class Section:
 
 
 def write_report(
-    folder: Path, sections: Sequence[Section], about: Mapping[str, Any], *, command: str
+    folder: Path,
+    sections: Sequence[Section],
+    about: Mapping[str, Any],
+    *,
+    command: str,
+    title: str = TITLE,
+    introduction: str = "",
+    name: str = "report",
 ) -> list[Path]:
-    """Write report.html, report.md, report.json and the sheets beside them.
+    """Write NAME.html, NAME.md, NAME.json and the sheets beside them.
 
     Args:
         folder: where to; made if missing.
         sections: in order.
         about: what was measured with what, label -> text.
         command: the command line that made it.
+        title: of the page.
+        introduction: what stands below it; empty for that of an evaluation.
+        name: of the files.
 
     Raises:
         MediaError: something cannot be written.
     """
+    introduction = introduction or INTRODUCTION
     written = []
     for section in sections:
         for block in section.blocks:
             if isinstance(block, Picture):
                 about_picture = {"command": command, "section": section.name}
-                path = folder / f"{block.name}.jpg"
+                path = folder / f"{block.name}{block.suffix}"
                 kind = "compositeWithTrainedAlgorithmicMedia"
                 written.append(
                     media.write(path, block.pixels, options=about_picture, source_type=kind, quality=QUALITY)
@@ -130,12 +142,12 @@ def write_report(
         "sections": {section.name: section.data for section in sections},
     }
     texts = {
-        PAGE: page(sections, about, command),
-        "report.md": markdown(sections, about, command),
-        "report.json": json.dumps(_finite(plain), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        f"{name}.html": page(sections, about, command, title=title, introduction=introduction),
+        f"{name}.md": markdown(sections, about, command, title=title, introduction=introduction),
+        f"{name}.json": json.dumps(_finite(plain), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
-    for name, text in texts.items():
-        path = folder / name
+    for file, text in texts.items():
+        path = folder / file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
@@ -198,13 +210,20 @@ INTRODUCTION = (
 LINE_COLOURS = ("#2b5f8a", "#c4632b", "#3c8a57", "#8a4a8f", "#a58a1f", "#c23b5a", "#4a9aa8", "#6b6b6b")
 
 
-def page(sections: Sequence[Section], about: Mapping[str, Any], command: str) -> str:
+def page(
+    sections: Sequence[Section],
+    about: Mapping[str, Any],
+    command: str,
+    *,
+    title: str = TITLE,
+    introduction: str = INTRODUCTION,
+) -> str:
     """Return the report as a web page; the sheets lie beside it."""
     escape = html.escape
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Limner: evaluation</title>',
-        f"<style>{STYLE}</style></head><body><main><h1>Limner: evaluation</h1><p>{escape(INTRODUCTION)}</p>",
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>',
+        f"<style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>{escape(introduction)}</p>",
         '<p class="key"><span class="floor">floor</span><span class="ceiling">ceiling</span>'
         "↑ more is better, ↓ less is better, ≈ like the floor is best; the best result is bold</p><nav>",
         *(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
@@ -234,7 +253,7 @@ def _html_block(block: Any) -> str:
     if isinstance(block, Picture):
         height, width = block.pixels.shape[:2]
         return (
-            f'<figure><img src="{block.name}.jpg" width="{width}" height="{height}" loading="lazy" '
+            f'<figure><img src="{block.name}{block.suffix}" width="{width}" height="{height}" loading="lazy" '
             f'alt="{escape(block.caption)}"><figcaption>{escape(block.caption)}</figcaption></figure>'
         )
     if isinstance(block, Chart):
@@ -354,9 +373,16 @@ def _svg(chart: Chart) -> str:
 # Markdown
 
 
-def markdown(sections: Sequence[Section], about: Mapping[str, Any], command: str) -> str:
+def markdown(
+    sections: Sequence[Section],
+    about: Mapping[str, Any],
+    command: str,
+    *,
+    title: str = TITLE,
+    introduction: str = INTRODUCTION,
+) -> str:
     """Return the report as Markdown, for readers of the repository; charts become tables."""
-    lines = ["# Limner: evaluation", "", INTRODUCTION, ""]
+    lines = [f"# {title}", "", introduction, ""]
     lines += ["| what was measured | |", "|---|---|"]
     lines += [f"| {name} | {_plain_cell(str(value))} |" for name, value in about.items()]
     lines += [f"| command | `{command}` |", ""]
@@ -378,7 +404,7 @@ def markdown(sections: Sequence[Section], about: Mapping[str, Any], command: str
 
 def _markdown_block(block: Any) -> list[str]:
     if isinstance(block, Picture):
-        return [f"![{block.caption}]({block.name}.jpg)", "", f"*{block.caption}*", ""]
+        return [f"![{block.caption}]({block.name}{block.suffix})", "", f"*{block.caption}*", ""]
     if isinstance(block, Chart):
         xs = sorted({x for line in block.lines.values() for x, _ in line})
         lines = [f"### {block.title}", "", f"| {block.x_label} | " + " | ".join(f"{x:g}" for x in xs) + " |"]
