@@ -60,8 +60,13 @@ def make_run(options: EncoderOptions, *, seed: int = 0):
     return build_run(options, Runtime(CPU), generator=generator, trunk=trunk, base=base, embedder=embed)
 
 
+def make_training(options: EncoderOptions, *, seed: int = 0, **kwargs) -> EncoderTraining:
+    run = make_run(options, seed=seed)
+    return EncoderTraining(run, EncoderLessons(run), **kwargs)
+
+
 def train(options: EncoderOptions, **kwargs) -> EncoderTraining:
-    training = EncoderTraining(make_run(options), **kwargs)
+    training = make_training(options, **kwargs)
     training.setup()
     training.fit()
     return training
@@ -91,7 +96,7 @@ def test_resume_gives_the_same_bits(folder, tmp_path, changes):
     options = make_options(folder, tmp_path, kimg=0.016, **changes)
     straight = train(dataclasses.replace(options, out=str(tmp_path / "straight")))
     # Of four steps, two are saved, a third is lost with the process; then the same command goes on.
-    killed = EncoderTraining(make_run(options))
+    killed = make_training(options)
     killed.setup()
 
     def kill(record):
@@ -102,7 +107,7 @@ def test_resume_gives_the_same_bits(folder, tmp_path, changes):
 
     with pytest.raises(ConnectionAbortedError):
         killed.fit(kill)
-    second = EncoderTraining(make_run(options))
+    second = make_training(options)
     second.setup()
     assert second.run.step == 2
     assert second.fit()
@@ -256,9 +261,9 @@ def test_state_of_another_run_is_refused(folder, tmp_path):
     options = make_options(folder, tmp_path, kimg=0.004)
     train(options)
     with pytest.raises(KeyMismatchError, match=r"options in .*options\.json"):
-        EncoderTraining(make_run(dataclasses.replace(options, width=16))).setup()
+        make_training(dataclasses.replace(options, width=16)).setup()
     with pytest.raises(KeyMismatchError, match="another generator"):
-        EncoderTraining(make_run(options, seed=3)).setup()
+        make_training(options, seed=3).setup()
 
 
 def test_options_that_contradict_are_refused(folder, tmp_path):

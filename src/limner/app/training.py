@@ -10,11 +10,12 @@ from limner.app.console import Console
 from limner.errors import MissingExtraError
 from limner.training.encoder_options import EncoderOptions
 from limner.training.options import GanOptions
+from limner.training.translator_options import TranslatorOptions
 
 if TYPE_CHECKING:
     from limner.training.run import Journal, Runtime
 
-TrainOptions = TypeVar("TrainOptions", GanOptions, EncoderOptions)
+TrainOptions = TypeVar("TrainOptions", GanOptions, EncoderOptions, TranslatorOptions)
 
 
 def launch(

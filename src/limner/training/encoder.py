@@ -1,4 +1,4 @@
-"""Train the compact encoder: resume or start a run, take its lessons, keep averaged weights, sheets, figures and log.
+"""Train a compact encoder or a translator: resume or start a run, take its lessons, keep averaged weights, sheets, figures and log.
 
 All state is one dict in ``OUT/state.pt``; a run that was killed continues from it exactly as if it had not been.
 """
@@ -8,36 +8,72 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from limner.errors import KeyMismatchError
 from limner.options import to_mapping
-from limner.training.encoder_lessons import EncoderLessons, EncoderRun
-from limner.training.run import Clock, Journal, StepRandom, load_state, save_state, update_average
+from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
 
 OnStep = Callable[[dict[str, Any]], None]
 LOG_STEPS = 20
 
 
-class EncoderTraining:
+class Trainable(Protocol):
+    """What a run holds: an `EncoderRun` or a `TranslatorRun`."""
+
+    options: Any
+    runtime: Runtime
+    encoder: Any
+    average: Any
+    critic: Any
+    step: int
+    images: int
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images seen."""
+        ...
+
+
+class Lessons(Protocol):
+    """One step of training, and what its optimisers remember."""
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """Learn from one batch; return the figures for the log."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next steps depend on."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+
+Run = TypeVar("Run", bound=Trainable)
+
+
+class EncoderTraining(Generic[Run]):
     """A run on disk: ``state.pt``, ``log.jsonl``, ``options.json``, ``sheets/``, ``model.safetensors``.
 
     Args:
         run: its networks.
+        lessons: its steps.
         examine: measures the averaged encoder and writes a sheet, (run, path of the sheet) -> figures.
         export: writes the averaged encoder, (run, path, figures).
     """
 
     def __init__(
         self,
-        run: EncoderRun,
+        run: Run,
+        lessons: Lessons,
         *,
-        examine: Callable[[EncoderRun, Path], dict[str, float]] | None = None,
-        export: Callable[[EncoderRun, Path, dict[str, Any]], None] | None = None,
+        examine: Callable[[Run, Path], dict[str, float]] | None = None,
+        export: Callable[[Run, Path, dict[str, Any]], None] | None = None,
     ):
-        self.run, self.examine, self.export = run, examine, export
+        self.run, self.lessons, self.examine, self.export = run, lessons, examine, export
         self.out = Path(run.options.out)
-        self.lessons = EncoderLessons(run)
         self.journal = Journal(self.out / "log.jsonl")
 
     def state(self) -> dict[str, Any]:

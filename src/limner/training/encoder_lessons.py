@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limner.errors import KeyMismatchError, OptionError
 from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, maps_distance, r1_penalty
-from limner.nn.compact import CompactCore, CompactEncoder, resize
+from limner.nn.compact import CompactBody, CompactCore, CompactEncoder, resize
 from limner.nn.embedding import LatentCritic
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
@@ -28,6 +28,7 @@ from limner.training.games import draw_w_plus
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
+from limner.training.translator_options import TranslatorOptions
 
 CRITIC_ROWS = 256
 MOST_INPUT_PX = 256
@@ -69,16 +70,7 @@ class EncoderRun:
 
     def learning_rate(self, full: float) -> float:
         """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
-        options = self.options
-        rise = (
-            min(1.0, (self.images + options.batch_size) / (1000 * options.warmup_kimg))
-            if options.warmup_kimg
-            else 1.0
-        )
-        if not options.decay_kimg:
-            return full * rise
-        progress = min(max(1 - (options.kimg - self.kimg) / options.decay_kimg, 0.0), 1.0)
-        return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return scheduled_rate(full, self.images, self.options)
 
     def free_rows(self) -> int | None:
         """Return how many rows may differ from the others now; None for all."""
@@ -167,8 +159,19 @@ def build_run(
     )
 
 
+def scheduled_rate(full: float, images: int, options: EncoderOptions | TranslatorOptions) -> float:
+    """Return a learning rate: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
+    rise = 1.0
+    if options.warmup_kimg:
+        rise = min(1.0, (images + options.batch_size) / (1000 * options.warmup_kimg))
+    if not options.decay_kimg:
+        return full * rise
+    progress = min(max(1 - (options.kimg - images / 1000) / options.decay_kimg, 0.0), 1.0)
+    return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
 @torch.no_grad()
-def take_over(core: CompactCore, init: CompactCore) -> None:
+def take_over(core: CompactBody, init: CompactBody) -> None:
     """Copy a core's weights and the scales of its views; mean and spread of w stay, they belong to the generator.
 
     Raises:
@@ -176,8 +179,10 @@ def take_over(core: CompactCore, init: CompactCore) -> None:
     """
     ours, theirs = core.config(), init.config()
     if ours != theirs:
-        differ = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if ours[name] != theirs[name]]
-        raise KeyMismatchError(f"init is an encoder of another size: {'; '.join(differ)}; start without it")
+        differ = [
+            f"{key} {theirs.get(key)}, here {ours[key]}" for key in ours if ours[key] != theirs.get(key)
+        ]
+        raise KeyMismatchError(f"init has another size: {'; '.join(differ)}; start without it")
     own = core.state_dict()
     state = {
         name: own[name] if name in ("w_avg", "w_std") else value for name, value in init.state_dict().items()
@@ -221,6 +226,37 @@ def jitter_colours(image: Tensor, p: float, rng: torch.Generator) -> Tensor:
     image = mean + (image - mean) * (1 + draw(0.3))
     grey = image.mean(1, keepdim=True)
     return (grey + (image - grey) * (1 + draw(0.4))).clamp(-1, 1)
+
+
+def picture_losses(
+    options: EncoderOptions | TranslatorOptions,
+    image: Tensor,
+    target: Tensor,
+    maps: list[Tensor],
+    target_maps: list[Tensor],
+    embedder: Embedder | None,
+) -> dict[str, tuple[float, Tensor]]:
+    """Return the losses of painted images with their weights.
+
+    Args:
+        options: the weights.
+        image, target: (B, 3, H, W).
+        maps, target_maps: the trunk's, of both.
+        embedder: compares the persons; None leaves that out.
+    """
+    difference = image - target
+    sizes = [k for k in (4, 16) if k <= image.shape[2]]
+    rough = [difference, *(F.avg_pool2d(difference, k) for k in sizes)]
+    losses = {
+        "l2": (options.l2, difference.square().mean()),
+        "l1": (options.l1, torch.stack([x.abs().mean() for x in rough]).sum()),
+        "perceptual": (options.perceptual, maps_distance(maps, target_maps).mean()),
+    }
+    if options.identity and embedder is not None:
+        with torch.no_grad():
+            known = embedder(target)
+        losses["identity"] = (options.identity, (embedder(image) - known).square().sum(1).mean())
+    return losses
 
 
 class EncoderLessons:
@@ -375,21 +411,9 @@ class EncoderLessons:
             maps, target_maps: the trunk's, of both.
             identity: whether the persons are compared too.
         """
-        options, target = self.run.options, batch.image[: batch.shown]
-        difference = image - target
-        sizes = [k for k in (4, 16) if k <= image.shape[2]]
-        rough = [difference, *(F.avg_pool2d(difference, k) for k in sizes)]
-        losses = {
-            "l2": (options.l2, difference.square().mean()),
-            "l1": (options.l1, torch.stack([x.abs().mean() for x in rough]).sum()),
-            "perceptual": (options.perceptual, maps_distance(maps, target_maps).mean()),
-        }
-        embedder = self.run.embedder
-        if identity and options.identity and embedder is not None:
-            with torch.no_grad():
-                known = embedder(target)
-            losses["identity"] = (options.identity, (embedder(image) - known).square().sum(1).mean())
-        return losses
+        embedder = self.run.embedder if identity else None
+        target = batch.image[: batch.shown]
+        return picture_losses(self.run.options, image, target, maps, target_maps, embedder)
 
     def _update(self) -> None:
         run = self.run

@@ -39,7 +39,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.nn.stylegan2 import Generator
     from limner.training.encoder import EncoderTraining
     from limner.training.encoder_figures import EncoderExam
-    from limner.training.encoder_lessons import build_run
+    from limner.training.encoder_lessons import EncoderLessons, build_run
 
     generator = checkpoints.load(zoo.resolve(options.base)).generator
     if not isinstance(generator, Generator):
@@ -75,7 +75,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
             )
         return exams[0].measure(run.average, sheet)
 
-    training = EncoderTraining(encoder, examine=examine, export=_export)
+    training = EncoderTraining(encoder, EncoderLessons(encoder), examine=examine, export=_export)
     training.setup()
     if not runtime.is_main:
         training.fit()

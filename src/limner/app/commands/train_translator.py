@@ -1,0 +1,234 @@
+"""``limner train translator``: train the networks of ``limner translate``, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console
+from limner.app.training import launch, plot
+from limner.errors import CheckpointError, OptionError
+from limner.options import to_mapping
+from limner.training.translator_options import TranslatorOptions as Options
+
+if TYPE_CHECKING:
+    from limner.nn.compact import CompactCore, CompactEncoder
+    from limner.nn.features import Lite0
+    from limner.nn.stylegan2 import Generator
+    from limner.nn.translator import TranslatorCore
+    from limner.training.encoder import EncoderTraining
+    from limner.training.run import Runtime
+    from limner.training.translator_figures import TranslatorExam
+    from limner.training.translator_lessons import Lesson, TranslatorRun
+    from limner.translation import Task
+
+
+def run(options: Options, console: Console) -> int:
+    """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
+    return launch(_train, options, console)
+
+
+def _train(options: Options, console: Console, runtime: Runtime) -> int:
+    import torch
+
+    from limner import checkpoints, zoo
+    from limner.checkpoints.compact import load_encoder
+    from limner.nn import deltas
+    from limner.nn.stylegan2 import Generator
+    from limner.training.encoder import EncoderTraining
+    from limner.training.translator_data import find_tasks
+    from limner.training.translator_lessons import TranslatorLessons, build_run
+
+    tasks = find_tasks(options.task)
+    generator = checkpoints.load(zoo.resolve(options.base)).generator
+    if not isinstance(generator, Generator):
+        raise CheckpointError(f"{options.base} holds no StyleGAN2 generator")
+    base = {"name": Path(options.base).stem, "digest": deltas.digest(generator)}
+    layout: Any = {"memory_format": torch.channels_last}  # torch's stubs do not know it
+    generator.to(runtime.device, **layout).eval().requires_grad_(False)
+    trunk = zoo.load("lite0").to(runtime.device, **layout)
+    embedder = zoo.load("identity").to(runtime.device, **layout) if options.identity else None
+    teacher = load_encoder(zoo.resolve(options.teacher), trunk=trunk)
+    teacher.core.to(runtime.device)
+    teacher.check_base(generator)
+    init = None
+    if options.init and not (Path(options.out) / "state.pt").exists():
+        init = _init(options, trunk, generator, runtime)
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    lesson = _find_lesson(options, tasks, teacher, generator, runtime, console)
+    translator = build_run(
+        options,
+        runtime,
+        generator=generator,
+        trunk=trunk,
+        base=base,
+        lesson=lesson,
+        embedder=embedder,
+        init=init,
+    )
+    exams: list[TranslatorExam] = []
+
+    def examine(run: TranslatorRun, sheet: Path) -> dict[str, float]:
+        if not options.validate:
+            return {}
+        if not exams:
+            exams.append(_exam(options, tasks, teacher, generator))
+        return exams[0].measure(run.average, sheet)
+
+    training = EncoderTraining(translator, TranslatorLessons(translator), examine=examine, export=_export)
+    training.setup()
+    if not runtime.is_main:
+        training.fit()
+        return 0
+    weights = sum(p.numel() for p in translator.encoder.core.parameters())
+    console.print(
+        f"{', '.join(tasks)}; {0 if lesson.photos is None else len(lesson.photos)} photos, "
+        f"{0 if lesson.scenes is None else len(lesson.scenes)} scenes, generator {base['name']}, {weights:,} weights on "
+        f"a frozen trunk, on {runtime.device}; "
+        + (f"resuming at {translator.kimg:.1f} kimg" if translator.step else "starting anew")
+    )
+    finished = _fit(training, console)
+    figures = training.validate()
+    plot(training.journal, console)
+    for name in tasks:
+        if figures:
+            share, distance = figures[f"{name}_nearest"], figures[f"{name}_perceptual"]
+            console.print(f"{name}: nearest to its own face {share:.0%}, distance {distance:.3f}")
+    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
+    if not finished:
+        console.print(
+            f"stopped at {translator.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
+        )
+    console.result(
+        kimg=translator.kimg, finished=finished, model=training.out / "model.safetensors", **figures
+    )
+    return 0
+
+
+def _init(
+    options: Options, trunk: Lite0, generator: Generator, runtime: Runtime
+) -> CompactCore | TranslatorCore:
+    """Return the weights that ``init`` names: an encoder's, which must belong to the generator, or a translator's."""
+    from limner import zoo
+    from limner.checkpoints.compact import load_encoder, read_base
+    from limner.checkpoints.translator import load_translator
+
+    path = zoo.resolve(options.init)
+    if read_base(path) is None:
+        return load_translator(path, trunk=trunk).core.to(runtime.device)
+    encoder = load_encoder(path, trunk=trunk)
+    encoder.check_base(generator)
+    return encoder.core.to(runtime.device)
+
+
+def _find_lesson(
+    options: Options,
+    tasks: dict[str, Task],
+    teacher: CompactEncoder,
+    generator: Generator,
+    runtime: Runtime,
+    console: Console,
+) -> Lesson:
+    """Read photos and scenes, and let the teacher find the codes of the true faces."""
+    from limner.training.data import PictureSet
+    from limner.training.translator_data import Scenes, find_codes
+    from limner.training.translator_lessons import Lesson
+
+    lesson = Lesson()
+    paired = {name: task for name, task in tasks.items() if not task.made}
+    # (name, pictures, whether mirrored)
+    wanted = []
+    if options.data and len(paired) < len(tasks):
+        lesson.photos = PictureSet(options.data, generator.resolution, select=options.select).pixels
+        wanted.append(("photos", lesson.photos, False))
+    if paired and options.pairs:
+        scenes = lesson.scenes = Scenes(options.pairs, generator.resolution, paired, select=options.scenes)
+        _check_held_out(options, scenes.names)
+        for kind in sorted({task.truth for task in paired.values()}):
+            wanted.append((kind, scenes.pixels[kind], False))
+            if options.mirror:
+                wanted.append((kind, scenes.pixels[kind], True))
+    total, before, found = sum(len(pixels) for _, pixels, _ in wanted), 0, {}
+    with console.progress(total, "codes of the true faces") as progress:
+        for what, pixels, mirror in wanted:
+            start = before
+
+            def show(done: int, _: int, name: str, start: int = start) -> None:
+                progress.set(start + done, name)
+
+            found[f"{what}-mirrored" if mirror else what] = find_codes(
+                pixels,
+                teacher=teacher,
+                generator=generator,
+                steps=options.teacher_steps,
+                mirror=mirror,
+                keep=Path(options.out),
+                what=what,
+                device=runtime.device,
+                on_pictures=show,
+            )
+            before += len(pixels)
+    lesson.photo_codes, lesson.scene_codes = found.get("photos"), found
+    return lesson
+
+
+def _check_held_out(options: Options, names: list[str]) -> None:
+    """Raise `OptionError` where scenes that are examined are learned from too."""
+    from limner.training.data import list_pictures
+
+    if not options.validate:
+        return
+    held_out = {Path(name).stem for name in list_pictures(Path(options.pairs) / "photo", options.validate)}
+    both = sorted(held_out & {Path(name).stem for name in names})
+    if both:
+        raise OptionError(
+            f"validate {options.validate} and scenes {options.scenes or '(all)'} share {len(both)} scenes, such as "
+            f"{both[0]}; scenes that figures are made of must not be learned from"
+        )
+
+
+def _exam(
+    options: Options, tasks: dict[str, Task], teacher: CompactEncoder, generator: Generator
+) -> TranslatorExam:
+    from limner.training.translator_data import Scenes
+    from limner.training.translator_figures import TranslatorExam
+
+    if not options.pairs:
+        raise OptionError("pairs must be given to validate; or leave validate empty")
+    scenes = Scenes(options.pairs, generator.resolution, tasks, select=options.validate)
+    return TranslatorExam(
+        generator,
+        teacher.trunk,
+        scenes,
+        tasks,
+        count=options.figure_scenes,
+        teacher=teacher,
+        teacher_steps=options.teacher_steps,
+    )
+
+
+def _fit(training: EncoderTraining[TranslatorRun], console: Console) -> bool:
+    run = training.run
+    left = max(0, round(run.options.kimg * 1000) - run.images)
+    start = run.images
+    with console.progress(left, "train translator (pictures)") as progress:
+
+        def show(record: dict[str, Any]) -> None:
+            shown = [f"{name} {record[name]:.3g}" for name in ("codes", "l2", "perceptual") if name in record]
+            progress.set(
+                min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}"
+            )
+
+        return training.fit(show)
+
+
+def _export(run: TranslatorRun, path: Path, figures: dict[str, Any]) -> None:
+    from limner.checkpoints.translator import save_translator
+
+    provenance = {
+        "command": "train translator",
+        "options": to_mapping(run.options),
+        "images": run.images,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    save_translator(run.average, path, provenance=provenance, packed=False)

@@ -1,0 +1,173 @@
+"""What a translator learns from: photos, pairs of one scene, and the codes that a teacher finds for the true faces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from limner.errors import MediaError, OptionError
+from limner.files import replacing
+from limner.nn.compact import CompactEncoder
+from limner.nn.stylegan2 import Generator
+from limner.training.data import PictureSet, list_pictures
+from limner.translation import TASKS, Task
+
+CHUNK = 16
+"""Pictures that the teacher sees at a time; always the same, since sums depend on it in their last bits."""
+
+OnPictures = Callable[[int, int, str], None]
+"""Called with pictures done, pictures in all, and what they are."""
+
+
+def find_tasks(names: tuple[str, ...]) -> dict[str, Task]:
+    """Return the tasks that an option names, in the order of `TASKS`.
+
+    Raises:
+        OptionError: an unknown name, or none.
+    """
+    chosen = set(TASKS) if names == ("all",) else set(names)
+    if unknown := sorted(chosen - set(TASKS)):
+        raise OptionError(f"task is {', '.join(unknown)}, expected all or some of {', '.join(TASKS)}")
+    if not chosen:
+        raise OptionError(f"task is empty, expected all or some of {', '.join(TASKS)}")
+    return {name: task for name, task in TASKS.items() if name in chosen}
+
+
+def read_labels(folder: Path, resolution: int, select: str = "") -> tuple[list[str], Tensor]:
+    """Return names and label maps of our classes, uint8 (N, R, R), of a folder of indexed PNGs; no class is blended.
+
+    Raises:
+        MediaError: a map is not an indexed or grey picture.
+    """
+    names, maps = list_pictures(folder, select), []
+    for name in names:
+        with Image.open(folder / name) as picture:
+            if picture.mode not in ("P", "L"):
+                raise MediaError(
+                    f"{folder / name} is {picture.mode}, expected a label map: an indexed picture"
+                )
+            small = picture.resize((resolution, resolution), Image.Resampling.NEAREST)
+            maps.append(torch.from_numpy(np.array(small, dtype=np.uint8)))
+    return names, torch.stack(maps)
+
+
+class Scenes:
+    """Pictures of the same scenes: what goes in and what should come out.
+
+    Args:
+        root: folder with a folder per kind of picture.
+        resolution: side in px.
+        tasks: what they are wanted for.
+        select: ``FIRST-LAST``.
+
+    Raises:
+        OptionError: a folder is missing, or the folders hold other scenes.
+    """
+
+    def __init__(self, root: str | Path, resolution: int, tasks: dict[str, Task], *, select: str = ""):
+        kinds = sorted({kind for task in tasks.values() for kind in (task.source, task.truth)})
+        self.pixels: dict[str, Tensor] = {}
+        numbers: list[str] | None = None
+        for kind in kinds:
+            folder = Path(root) / kind
+            if not folder.is_dir():
+                raise OptionError(f"pairs must hold a folder {kind}, but there is no {folder}")
+            if kind == "labels":
+                names, self.pixels[kind] = read_labels(folder, resolution, select)
+            else:
+                pictures = PictureSet(folder, resolution, select=select)
+                names, self.pixels[kind] = pictures.names, pictures.pixels
+            found = [Path(name).stem for name in names]
+            if numbers is not None and found != numbers:
+                raise OptionError(f"pairs: {folder} does not hold the same scenes as {Path(root) / kinds[0]}")
+            numbers = found
+        self.names = numbers or []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def get(self, kind: str, chosen: Tensor, device: torch.device) -> Tensor:
+        """Return pictures (B, 3, R, R) in [-1, 1], or label maps as integers (B, 1, R, R).
+
+        Args:
+            kind: photo, labels, frontal or toon.
+            chosen: their numbers, (B,).
+            device: where to.
+        """
+        found = self.pixels[kind][chosen].to(device)
+        return found.long()[:, None] if kind == "labels" else found.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def find_codes(
+    pixels: Tensor,
+    *,
+    teacher: CompactEncoder,
+    generator: Generator,
+    steps: int,
+    mirror: bool,
+    keep: Path,
+    what: str,
+    device: torch.device,
+    on_pictures: OnPictures | None = None,
+) -> Tensor:
+    """Return the teacher's codes of pictures, float16 (N, L, w_dim); they are kept on disk.
+
+    Args:
+        pixels: uint8 (N, 3, R, R).
+        teacher: encoder of the generator.
+        generator: its base.
+        steps: of the teacher.
+        mirror: look at the mirrored pictures.
+        keep: folder for the files.
+        what: name of the pictures, for file and progress.
+        device: where the networks are.
+        on_pictures: told how far it is.
+
+    Raises:
+        KeyMismatchError: the teacher belongs to another generator.
+    """
+    teacher.check_base(generator)
+    stamp = hashlib.sha256(f"{steps}|{mirror}|{tuple(pixels.shape)}".encode())
+    stamp.update(pixels[:: max(1, len(pixels) // 64)].contiguous().numpy().tobytes())
+    for value in teacher.core.state_dict().values():
+        stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
+    file = keep / f"codes-{what}{'-mirrored' * mirror}-{stamp.hexdigest()[:12]}.npy"
+    if file.is_file():
+        return torch.from_numpy(np.load(file))
+    parts = []
+    for start in range(0, len(pixels), CHUNK):
+        image = pixels[start : start + CHUNK].to(device).float() / 127.5 - 1
+        image = image.flip(3) if mirror else image
+        parts.append(teacher.encode(generator, image, steps=steps)[-1].half().cpu())
+        if on_pictures:
+            on_pictures(min(start + CHUNK, len(pixels)), len(pixels), what)
+    found = torch.cat(parts)
+    with replacing(file) as temporary, temporary.open("wb") as out:
+        np.save(out, found.numpy())
+    return found
+
+
+def shift_inputs(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """Shift and zoom inputs at random; what comes in from outside repeats the border.
+
+    Args:
+        x: (B, C, H, W).
+        amount: largest shift as a share of the side; zoom is up to twice that.
+        rng: on the CPU.
+    """
+    if not amount:
+        return x
+    draw = (torch.rand(len(x), 3, generator=rng) * 2 - 1).to(x)
+    theta = torch.zeros(len(x), 2, 3, device=x.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + 2 * amount * draw[:, 0]
+    theta[:, :, 2] = 2 * amount * draw[:, 1:]  # the side is 2 in these coordinates
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
