@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner import checkpoints, faces, media, zoo
 from limner.checkpoints.translator import KIND, load_translator
@@ -108,40 +108,53 @@ class _Input:
 
 
 def load_translation_models(
-    model: str | Path = TRANSLATOR, *, device: torch.device | str = "cpu"
+    model: str | Path = TRANSLATOR,
+    *,
+    generator: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> TranslationModels:
     """Load what translates, with its generator.
 
     Args:
         model: name or file of a translator, or a ``.pt`` of pSp.
+        generator: name or file of the generator that it was trained for; None for the one that it names or brings along.
         device: where to.
 
     Raises:
         ZooError: no such model.
-        CheckpointError: its file cannot be used, or holds no encoder with its generator.
+        CheckpointError: its file cannot be used, or there is no generator for it.
+        KeyMismatchError: it belongs to another generator.
     """
     file = zoo.resolve(model)
     if _is_translator(file):
-        network = load_translator(file, trunk=zoo.load("lite0"))
-        name = network.base.get("name", "")
-        checkpoint = checkpoints.load(zoo.path(name if name in zoo.cards() else zoo.DEFAULT_GENERATOR))
-        if not isinstance(checkpoint.generator, Generator):
-            raise CheckpointError(f"{name or zoo.DEFAULT_GENERATOR} holds no StyleGAN2 generator")
-        network.check_base(checkpoint.generator)
-        generator = checkpoint.generator
+        translator = load_translator(file, trunk=zoo.load("lite0"))
+        named = translator.base.get("name", "")
+        base = generator or (named if named in zoo.cards() else zoo.DEFAULT_GENERATOR)
+        painter = _read_generator(base)
+        translator.check_base(painter)
+        network: TaskNetwork = translator
     else:
         checkpoint = checkpoints.load(file)
-        generator, encoder = checkpoint.generator, checkpoint.encoder
-        if not isinstance(encoder, Encoder) or not isinstance(generator, Generator):
+        encoder = checkpoint.encoder
+        painter = _read_generator(generator) if generator else checkpoint.generator
+        if not isinstance(encoder, Encoder) or not isinstance(painter, Generator):
             raise CheckpointError(
                 f"{model} is no translator, and holds no encoder of pSp together with its generator; expected a "
                 "translator's .safetensors or a pSp .pt such as psp_celebs_sketch_to_face.pt"
             )
-        network = PspTranslator(encoder, generator, checkpoint.metadata.get("opts"))
-    for part in (network, generator):
+        network = PspTranslator(encoder, painter, checkpoint.metadata.get("opts"))
+    for part in (network, painter):
+        assert isinstance(part, nn.Module)
         part.to(device).eval().requires_grad_(False)
     shown = Path(str(model)).stem if Path(str(model)).suffix else str(model)
-    return TranslationModels(generator=generator, network=network, name=shown)
+    return TranslationModels(generator=painter, network=network, name=shown)
+
+
+def _read_generator(name: str | Path) -> Generator:
+    found = checkpoints.load(zoo.resolve(name)).generator
+    if not isinstance(found, Generator):
+        raise CheckpointError(f"{name} holds no StyleGAN2 generator")
+    return found
 
 
 def _is_translator(file: Path) -> bool:

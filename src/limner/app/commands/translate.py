@@ -34,6 +34,8 @@ class Options(TranslateOptions, ReadOptions):
     are numbered"""
     model: str = "translator"
     """a translator, name or file, or a pSp checkpoint (psp_celebs_sketch_to_face.pt, ...)"""
+    generator: str = ""
+    """generator of the translator, name or file; by default the one that it names, or that the checkpoint holds"""
     mask: Path | None = None
     """inpaint: picture of the photo's size, white where parts are missing; by default the photo's transparent parts"""
     classes: str = knob("auto", choices=SCHEME_NAMES)
@@ -57,7 +59,9 @@ def run(options: Options, console: Console) -> int:
     from limner.app.device import pick_device
     from limner.pipeline.translation import check_options, check_task, load_translation_models
 
-    models = load_translation_models(options.model, device=pick_device(console.settings))
+    models = load_translation_models(
+        options.model, generator=options.generator or None, device=pick_device(console.settings)
+    )
     task = check_task(models.network, options.task)
     check_options(task, options, models.network)
     if task.name != "labels" and (options.legend is not None or options.classes != "auto"):
