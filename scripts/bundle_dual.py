@@ -1,7 +1,7 @@
 """Put a DualStyleGAN into the package as its packed difference to its base, measured, with its card.
 
     python scripts/bundle_dual.py runs/dual-toon/model.safetensors --name dual-toon \\
-        --recipe recipes/dual-toon.yaml --source "900 renders ..." --styles 60
+        --recipe recipes/dual-toon.yaml --source "900 renders ..." [--figures out/dual/figures.json]
 
 Writes src/limner/bundled/dual/NAME.safetensors and NAME.md.  Of more styles than asked for, evenly spread ones are kept.
 The sampler is left out: `limner dual` then draws among the styles.  Afterwards `python scripts/index_bundled.py`.
@@ -10,6 +10,7 @@ The sampler is left out: `limner dual` then draws among the styles.  Afterwards 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ CARD = """# {name} - a DualStyleGAN on {base}
 
 | | |
 |---|---|
-| file | `{name}.safetensors`, {megabytes:.2f} MB (the packed difference to start weights and codes; {before:.1f} MB as float32) |
-| kind | dual: `limner dual PHOTO --model {name} --style 0` |
+| file | `{name}.safetensors`, {megabytes:.2f} MB (extrinsic path and codes in 8 bits; {before:.1f} MB as float32) |
+| kind | dual: `limner dual PHOTO --model {name} --style 0`, `limner stylize PHOTO --style {name}:0` |
 | base | `{base}`, digest `{digest}`; another base is refused |
 | styles | {styles}, by number or name |
 | source | {source} |
@@ -37,7 +38,7 @@ CARD = """# {name} - a DualStyleGAN on {base}
 | recipe | `limner train dual --config {recipe}`, then `scripts/bundle_dual.py`; losses: {losses} |
 
 Measured when it was packed, on {samples} random faces in {samples} styles: packing changes pictures by {error:.4f} (root mean
-square, pixels from -1 to 1) where the style changes faces by {change:.4f}.
+square, pixels from -1 to 1) where the style changes faces by {change:.4f}, {share:.1%} of it. {figures}
 
 Limits: no sampler; random styles are drawn among those above. {limits}
 """
@@ -92,11 +93,35 @@ def bundle(arguments: argparse.Namespace) -> Path:
         samples=SAMPLES,
         error=compression["picture_error"],
         change=compression["picture_change"],
+        share=compression["picture_error"] / max(compression["picture_change"], 1e-9),
+        figures=describe(arguments.figures),
         limits=arguments.limits,
     )
     path.with_suffix(".md").write_text(card, encoding="utf-8")
-    print(f"{path}: {path.stat().st_size} bytes, {compression}")
+    share = compression["picture_error"] / max(compression["picture_change"], 1e-9)
+    print(f"{path}: {path.stat().st_size} bytes, {len(kept)} styles")
+    print(
+        f"packing changes pictures by {compression['picture_error']:.4f}, the style changes faces by "
+        f"{compression['picture_change']:.4f} (root mean square, pixels from -1 to 1): {share:.1%}"
+    )
+    if share > arguments.most:
+        sys.exit(f"error: packing loses {share:.1%} of the style, expected at most {arguments.most:.0%}; train with a rank")
     return path
+
+
+def describe(file: Path | None) -> str:
+    """Return what scripts/measure_dual.py found as sentences."""
+    if file is None:
+        return ""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    full = found["full"]
+    return (
+        f"\n\nOn {found['pairs']} held-out pairs, whole style: among {found['styles']} exemplars the one used is the nearest to "
+        f"the output by Gram distance in {full['style_gram']:.0%} ({full['style_gram_color']:.0%} with the pixels' own), the right "
+        f"person the nearest by identity in {full['person']:.0%} (chance {full['chance']:.0%}); perceptual distance to the true "
+        f"portrait {full['truth_own']:.3f} in its own style, of the face without style {full['truth_plain']:.3f}; Frechet distance "
+        f"to the true portraits {full['frechet_known']:.0f}, without style {full['frechet_plain']:.0f}."
+    )
 
 
 def main() -> int:
@@ -112,6 +137,8 @@ def main() -> int:
     parser.add_argument("--licence", default="CC0-1.0", help="licence of the model")
     parser.add_argument("--styles", type=int, default=60, help="style codes to keep; 0 for all")
     parser.add_argument("--kilobytes", type=int, default=BUDGET_BYTES // 1000, help="size, at most")
+    parser.add_argument("--most", type=float, default=0.1, help="share of the style that packing may lose")
+    parser.add_argument("--figures", type=Path, help="figures.json of scripts/measure_dual.py, for the card")
     parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
     parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR, help="folder")
     arguments = parser.parse_args()

@@ -25,6 +25,7 @@ RAMP_UP, RAMP_DOWN = 0.05, 0.25
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Encode = Callable[[Tensor], Tensor]
+Embed = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -71,6 +72,7 @@ def destylize(
     encode: Encode,
     perceptual: Distance,
     identity: Distance | None = None,
+    embed: Embed | None = None,
     on_step: OnStep | None = None,
 ) -> Destylization:
     """Find the faces behind portraits; every portrait is searched by itself, whatever the batch.
@@ -83,6 +85,7 @@ def destylize(
         encode: images (B, 3, R, R) -> z+ (B, L, z_dim) of ``base``: an encoder, or a search.
         perceptual: (image, image) -> (B,).
         identity: (image, image) -> (B,); None leaves the term out.
+        embed: (face (B, 3, R, R), its w+ (B, L, w_dim)) -> z+, for the face's code; None for ``encode`` of the face alone.
         on_step: called after every step with step, steps and mean losses.
 
     Raises:
@@ -110,9 +113,10 @@ def destylize(
         stylized = tuned.synthesis(tuned.map_z_plus(fitted)).clamp(-1, 1)
         if options.color_lock:
             fitted = lock_colors(fitted, extrinsic)
-        face = base.synthesis(base.truncate(base.map_z_plus(fitted), options.truncation)).clamp(-1, 1)
+        w_plus = base.truncate(base.map_z_plus(fitted), options.truncation)
+        face = base.synthesis(w_plus).clamp(-1, 1)
         # III: the face as the encoder sees it, which is what it will give for photos.
-        intrinsic = encode(face)
+        intrinsic = encode(face) if embed is None else embed(face, w_plus)
         if options.color_lock:
             intrinsic = lock_colors(intrinsic, extrinsic)
     return Destylization(extrinsic, fitted, intrinsic, stylized, face, figures)

@@ -51,6 +51,8 @@ class JobOptions(Options):
     """files that say how: recipes, scripts, pictures; a change in one of them makes the model stale"""
     parent: str = ""
     """the model that it is made from, and useless without"""
+    needs: tuple[str, ...] = ()
+    """further models that its steps work with, and that are made before it; when they are made again, so is it"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Job:
 
     Args:
         name: of the job, mostly the model's.
-        files, recipe, parent: see `JobOptions`.
+        files, recipe, parent, needs: see `JobOptions`.
         steps: commands, in order.
     """
 
@@ -68,6 +70,7 @@ class Job:
     recipe: tuple[str, ...]
     parent: str
     steps: tuple[Step, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ def read_jobs(path: Path) -> dict[str, Job]:
             steps=tuple(
                 from_mapping(Step, _fill_name(step, name), f"{where}, step {step}") for step in steps
             ),
+            needs=options.needs,
         )
     return _sort(jobs, path)
 
@@ -126,12 +130,15 @@ def _sort(jobs: dict[str, Job], path: Path) -> dict[str, Job]:
         ready = [
             job
             for job in jobs.values()
-            if job.name not in found and (not job.parent or makers.get(job.parent) in found)
+            if job.name not in found
+            and all(makers.get(model) in found for model in (job.parent, *job.needs) if model)
         ]
         if not ready:
             stuck = next(job for job in jobs.values() if job.name not in found)
-            known = "in a circle" if stuck.parent in makers else f"known: {', '.join(sorted(makers))}"
-            raise OptionError(f"{path}: the parent of {stuck.name} is {stuck.parent!r}, {known}")
+            named = [stuck.parent, *stuck.needs]
+            missing = next((model for model in named if model and model not in makers), stuck.parent)
+            known = "in a circle" if missing in makers else f"known: {', '.join(sorted(makers))}"
+            raise OptionError(f"{path}: the parent of {stuck.name} is {missing!r}, {known}")
         found |= {job.name: job for job in ready}
     return found
 
@@ -326,9 +333,9 @@ def find_stale(
         if name not in chosen:
             continue
         reason = "asked for" if force else _reason(job, index, root)
-        parent = maker(jobs, job.parent)
-        if not reason and parent in stale:
-            reason = f"{job.parent} will be made again"
+        again = [model for model in (job.parent, *job.needs) if maker(jobs, model) in stale]
+        if not reason and again:
+            reason = f"{again[0]} will be made again"
         if reason:
             stale[name] = reason
     return stale

@@ -158,18 +158,23 @@ class Chain:
         """Return the index of the files that are there."""
         return build_index(self.bundled, self.jobs, self.root, digest_of=self.digest_of)
 
+    def _before(self, job: Job) -> list[str]:
+        """Return the jobs that make what a job is made from."""
+        return [name for model in (job.parent, *job.needs) if (name := maker(self.jobs, model))]
+
     def _may_start(self, name: str, waiting: list[str], results: dict[str, Progress]) -> bool:
-        parent = maker(self.jobs, self.jobs[name].parent)
-        if parent in results and results[parent].status != MADE:
+        before = self._before(self.jobs[name])
+        if any(other in results and results[other].status != MADE for other in before):
             return True  # to be skipped
-        return len(self._running) < self.slots and parent not in waiting and parent not in self._running
+        free = not any(other in waiting or other in self._running for other in before)
+        return len(self._running) < self.slots and free
 
     def _begin(self, name: str, results: dict[str, Progress]) -> None:
         """Open a job's folder and start its next step."""
         job = self.jobs[name]
-        parent = maker(self.jobs, job.parent)
-        if parent in results and results[parent].status != MADE:
-            results[name] = Progress("", status="skipped", note=f"{job.parent} could not be made")
+        failed = [other for other in self._before(job) if other in results and results[other].status != MADE]
+        if failed:
+            results[name] = Progress("", status="skipped", note=f"{failed[0]} could not be made")
             self.on_event(name, results[name], results[name].note)
             return
         progress = Progress("")

@@ -122,6 +122,9 @@ class DualTrainOptions(Options):
     """Weight of the rows' spread among each other, which keeps the code near ordinary faces."""
     destylize_truncation: float = knob(0.7, lo=0, hi=1)
     """How much of the found code the real face keeps; 0.5 for styles far from photos."""
+    destylize_embed: str = knob("image", choices=("image", "code"))
+    """What the face's code is found from: its image, as published, by encoder and search; or its own code, as the z+
+    nearest to it, which is faster, and closer where encoders are weak."""
     destylize_color_lock: bool = knob(True)
     """Rows from 8 on keep the encoder's code."""
 

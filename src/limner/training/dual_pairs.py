@@ -167,6 +167,7 @@ class DestylizeStage(Stage):
             encode=self.encode,
             perceptual=eyes.perceptual,
             identity=eyes.identity if self.search.identity else None,
+            embed=self._from_code if self.setting.options.destylize_embed == "code" else None,
         )
         self._keep(self.codes, {name: getattr(result, name) for name in CODES})
         if len(self.shown.get("face", ())) < SHOWN:
@@ -178,6 +179,10 @@ class DestylizeStage(Stage):
                 "identity_portrait_face": eyes.identity(result.face, portraits).mean().item(),
             }
         return figures | {name: float(np.mean(values)) for name, values in result.figures.items()}
+
+    @torch.enable_grad()
+    def _from_code(self, face: Tensor, w_plus: Tensor) -> Tensor:
+        return nearest_z_plus(self.setting.base, w_plus.detach())
 
     @staticmethod
     def _keep(store: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner import zoo
 from limner.app.commands.stylize import KEPT_SUFFIXES, compare_path, numbered
 from limner.app.console import Console, format_seconds
 from limner.errors import FaceNotFoundError, MediaError, OptionError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from limner.pipeline.photos import StylizeResult
     from limner.stylization.dual import DualStyle
 
+DEFAULT_MODEL = "dual-toon"
 RANDOM = "random"
 MIXED = "mix"
 UNRECORDED = ("photos", "out", "compare", "sheet", "overwrite", "max_megapixels")  # they change no pixel
@@ -32,7 +34,8 @@ class Options(DualPhotoOptions, TrunkOptions, ReadOptions):
     photos: tuple[Path, ...] = knob((), positional=True)
     """photos to restyle; none, to paint random faces with samples"""
     model: str = ""
-    """the DualStyleGAN, name or file; codes of its styles and its sampler are in it or beside it"""
+    """the DualStyleGAN, name or file; codes of its styles and its sampler are in it or beside it; empty for the bundled
+    one"""
     style: tuple[str, ...] = ("0",)
     """number or name of a style of the model, a picture that it was not trained on, or random; of several, each gives an
     output, unless they are mixed"""
@@ -69,10 +72,6 @@ class Options(DualPhotoOptions, TrunkOptions, ReadOptions):
 
 def run(options: Options, console: Console) -> int:
     """Restyle the photos, or paint samples; a photo that fails is reported and the others go on."""
-    if not options.model:
-        raise OptionError(
-            "model is not given; name a DualStyleGAN: --model generator.pt or a .safetensors file"
-        )
     if bool(options.photos) == bool(options.samples):
         raise OptionError("limner dual: name photos to restyle, or give --samples N for random faces")
     plan = plan_outputs(options)
@@ -80,7 +79,8 @@ def run(options: Options, console: Console) -> int:
     from limner.app.device import pick_device
     from limner.pipeline.dual import load_dual
 
-    models = load_dual(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    model = options.model or pick_model()
+    models = load_dual(model, trunk=options.trunk, device=pick_device(console.settings))
     if options.samples:
         return _paint_samples(plan[0][0], models, options, console)
     styles = find_styles(options, models, console)
@@ -98,6 +98,20 @@ def run(options: Options, console: Console) -> int:
         console.print(f"wrote {options.sheet}")
     console.result(photos=written, failed=failed, sheet=options.sheet)
     return 2 if failed else 0
+
+
+def pick_model() -> str:
+    """Return the name of the DualStyleGAN that is used where none is named.
+
+    Raises:
+        OptionError: none is on this machine.
+    """
+    known = zoo.names("dual")
+    if not known:
+        raise OptionError(
+            "model is not given and none is bundled; name a DualStyleGAN: --model generator.pt or a .safetensors file"
+        )
+    return DEFAULT_MODEL if DEFAULT_MODEL in known else known[0]
 
 
 def style_names(options: Options) -> list[str]:

@@ -17,6 +17,7 @@ from limner.pipeline.options import LearnOptions, StylizeOptions, TrunkOptions
 
 if TYPE_CHECKING:
     from limner.pipeline import Models, StylizeResult
+    from limner.stylization.dual import DualStyle
     from limner.stylization.style import Style
 
 STYLE_SUFFIX = ".limner"
@@ -31,8 +32,8 @@ class Options(StylizeOptions, TrunkOptions, ReadOptions):
     photos: tuple[Path, ...] = knob()
     """photos to restyle"""
     style: str = knob("toon")
-    """name of a style (limner models list), a .limner file, or a picture: then its style is learned first and kept
-    beside the output"""
+    """name of a style (limner models list), a .limner file, a picture: then its style is learned first and kept beside
+    the output; or a DualStyleGAN and a style of its, such as dual-toon:12 (limner dual has more to set there)"""
     also: tuple[str, ...] = knob(())
     """further styles on top, learned or blended: all changes add up in one forward pass, the person's too (inverter
     pivotal)"""
@@ -60,7 +61,7 @@ def run(options: Options, console: Console) -> int:
     from limner.pipeline import load_models
 
     models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
-    style = find_styles(options, outputs[0].parent, models, console)
+    style = find_dual(options, models) or find_styles(options, outputs[0].parent, models, console)
     written, failed = [], []
     for photo, output in zip(options.photos, outputs, strict=True):
         try:
@@ -80,7 +81,7 @@ def plan_outputs(options: Options) -> list[Path]:
     Raises:
         OptionError: several photos for one file.
     """
-    out, style = options.out, Path(options.style).stem
+    out, style = options.out, Path(options.style).stem.replace(":", "-")
     if out is not None and out.suffix and not out.is_dir():
         if len(options.photos) > 1:
             raise OptionError(
@@ -142,6 +143,32 @@ def find_styles(options: Options, folder: Path, models: Models, console: Console
     return merge([first, *others], [1.0, *shares], names=[options.style, *options.also])
 
 
+def find_dual(options: Options, models: Models) -> DualStyle | None:
+    """Return the style that ``MODEL`` or ``MODEL:STYLE`` stands for, None where no DualStyleGAN is called so.
+
+    Raises:
+        OptionError: it has no such style, or others are to come on top.
+        KeyMismatchError: it belongs to another base.
+    """
+    model, _, key = options.style.partition(":")
+    if model not in zoo.names("dual"):
+        return None
+    if options.also:
+        raise OptionError(f"{model} is a DualStyleGAN, which no other style can be added to; leave also out")
+    from limner.pipeline.dual import load_dual
+    from limner.stylization.dual import DualStyle, find_code, to_extrinsic
+    from limner.stylization.options import DualOptions
+
+    found = load_dual(model, trunk=options.trunk, device=models.device)
+    name, code = find_code(found.codes, key or "0")
+    # At the strength that is the default here, these are the weights that are the default of limner dual.
+    usual = DualOptions().structure
+    weights = DualOptions(
+        structure=options.strength, color=min(1.0, options.strength / usual), keep_color=options.keep_color
+    )
+    return DualStyle(found.dual, to_extrinsic(found.dual, code), weights, f"{model}:{name}")
+
+
 def find_style(options: Options, folder: Path, models: Models, console: Console) -> Style:
     """Return the style that a name, a ``.limner`` file or a picture stands for.
 
@@ -192,7 +219,7 @@ def _learn_or_reuse(
 
 
 def _restyle(
-    photo: Path, output: Path, style: Style, models: Models, options: Options, console: Console
+    photo: Path, output: Path, style: Style | DualStyle, models: Models, options: Options, console: Console
 ) -> dict[str, Any]:
     from limner import media
     from limner.nn.identity import SAME_PERSON
