@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from limner.app import cli
 from limner.app.commands import eval as command
 from limner.errors import OptionError
 from limner.evaluation import EvaluationOptions, Portraits, Section, Store, describe, write_report
+from limner.evaluation.comparisons import ALONE, PERSON
 from limner.evaluation.data import Eyes, attributes, colour_spread, earth_movers, pairwise_identity
 from limner.evaluation.figures import FIGURES
 from limner.evaluation.generation import (
@@ -28,7 +30,7 @@ from limner.evaluation.generation import (
 )
 from limner.evaluation.inversion import _check_order, evaluate_inversion, parse_method, recognised
 from limner.evaluation.report import Chart, Checks, Picture, Row, Table, markdown, page
-from limner.evaluation.scale import Contender, Scale, gram_difference, grams
+from limner.evaluation.scale import Contender, Scale, gram_difference, grams, read_truth
 from limner.evaluation.store import Part, stamp
 from limner.evaluation.stylization import evaluate_stylization
 from limner.faces import Face
@@ -357,7 +359,13 @@ def test_stylization_measures_styles_and_knows_what_changed(tmp_path, models, pa
     files = write_styles(tmp_path, models)
     missing = str(tmp_path / "gone.limner")
     options = EvaluationOptions(
-        pairs=pairs, held_out_pairs="0-2", styles=(*files, missing), strengths=(0.5, 1.0), scenes=3
+        pairs=pairs,
+        held_out_pairs="0-2",
+        styles=(*files, missing),
+        strengths=(0.5, 1.0),
+        scenes=3,
+        tuned=0,
+        few_looks=(),
     )
     how = StylizeOptions(invert_steps=4, pull=0.0, strength=1.0)
     store = Store(tmp_path / "parts")
@@ -384,7 +392,13 @@ def test_kept_embeddings_paint_what_they_painted(tmp_path, models, pairs):
     """A part read from disk gives the pixels that it gave when it was made, pivotal tuning included."""
     files = write_styles(tmp_path, models)
     options = EvaluationOptions(
-        pairs=pairs, held_out_pairs="0-1", styles=tuple(files), strengths=(1.0,), scenes=2
+        pairs=pairs,
+        held_out_pairs="0-1",
+        styles=tuple(files),
+        strengths=(1.0,),
+        scenes=2,
+        tuned=0,
+        few_looks=(),
     )
     how = StylizeOptions(inverter="pivotal", invert_steps=3, tune_steps=2, strength=1.0)
     results = []
@@ -396,6 +410,105 @@ def test_kept_embeddings_paint_what_they_painted(tmp_path, models, pairs):
     for name in ("stripes", "dark"):
         for figure in ("identity_kept", "to_truth"):
             assert len({round(one[name][figure], 6) for one in results}) == 1
+
+
+def test_person_adds_to_style_and_changes_what_is_painted(tmp_path, models, pairs):
+    """With the person's change, a tuned face comes nearer to its photo than the code alone does."""
+    files = write_styles(tmp_path, models)
+    options = EvaluationOptions(
+        pairs=pairs,
+        held_out_pairs="0-2",
+        styles=tuple(files),
+        scenes=3,
+        tuned=2,
+        strengths=(1.0,),
+        few_looks=(),
+    )
+    how = StylizeOptions(inverter="w", invert_steps=5, tune_steps=25, strength=0.0)
+    store = Store(tmp_path / "parts")
+    found = evaluate_stylization(models, options, store, how=how).data["combination"]
+    assert found["scenes"] == 2
+    assert list(found["mean"]) == [ALONE, PERSON]
+    assert set(found["styles"]) == {"stripes", "dark"}
+    # At strength 0 nothing but the person's change sets them apart.
+    assert found["mean"][PERSON]["identity_kept"] < found["mean"][ALONE]["identity_kept"]
+    made = store.made
+    again = evaluate_stylization(models, options, store, how=how).data["combination"]
+    assert (store.made, again["mean"]) == (made, found["mean"])
+
+
+def test_a_look_is_learned_from_one_and_from_several(tmp_path, models, discriminator, pairs):
+    files = write_styles(tmp_path, models)
+    learner = dataclasses.replace(models, discriminator=discriminator)
+    learner.__dict__["embedder"] = models.embedder
+    options = EvaluationOptions(
+        pairs=pairs,
+        held_out_pairs="0-1",
+        trained_pairs="2-7",
+        styles=tuple(files),
+        scenes=2,
+        strengths=(1.0,),
+        tuned=0,
+        few_looks=("dark", "gone"),
+        few_pictures=2,
+        few_seconds=0.15,
+    )
+    how = StylizeOptions(inverter="w", invert_steps=2, strength=1.0)
+    store = Store(tmp_path / "parts")
+    section = evaluate_stylization(learner, options, store, how=how)
+    found = section.data["references"]
+    assert set(found) == {"dark, 1 picture", "dark, 2 pictures"}
+    for values in found.values():
+        assert values["steps"] >= 1
+        assert values["learn_seconds"] >= 0.15
+        assert values["to_truth"] > 0
+    table = next(one for one in section.blocks if isinstance(one, Table) and "several" in one.title)
+    assert [row.name for row in table.rows if row.kind == "skipped"] == [
+        "gone, 1 picture",
+        "gone, 2 pictures",
+    ]
+    made = store.made
+    assert evaluate_stylization(learner, options, store, how=how).data["references"] == found
+    assert store.made == made, "what was learned once is known"
+
+
+def test_a_blend_should_arrive_at_its_childs_look_and_is_no_reference(models, pairs):
+    photos = Portraits(pairs / "photo").pixels(RESOLUTION)[:4]
+    style = Style({}, deltas.digest(models.generator), "none", {})
+    truths = {
+        name: media.to_image(*Portraits(pairs / name).pixels(RESOLUTION)[:4]) for name in ("stripes", "dark")
+    }
+    learned = [
+        Contender(name, style, Portraits(pairs / name).pixels(RESOLUTION)[7], truths[name], "")
+        for name in ("stripes", "dark")
+    ]
+    blend = Contender("night", style, None, truths["dark"], "", method="blend", look="dark")
+    unknown = Contender("other", style, None, None, "", method="blend", look="watercolour")
+    scale = Scale(models, photos, [*learned, blend, unknown])
+    assert scale.looks == ["stripes", "dark"]
+    assert scale.figures(truths["dark"], blend)["right_style"] == 1
+    assert scale.figures(truths["stripes"], blend)["right_style"] == 0
+    assert not {"right_style", "to_truth"} & set(scale.figures(truths["dark"], unknown))
+    two = scale.figures(truths["dark"][:2], blend)
+    assert two["to_truth"] == pytest.approx(0, abs=1e-6), "the first scenes alone can be measured"
+
+
+def test_tinted_truth_has_the_colours_and_the_scene(tmp_path):
+    """Poster's true render is comic's in four inks: bright greys give the paper's colour, dark ones blue ink."""
+    (tmp_path / "comic").mkdir()
+    (tmp_path / "photo").mkdir()
+    grey = np.full((256, 256, 3), 240, np.uint8)
+    grey[:, 128:] = 20
+    for folder in ("comic", "photo"):
+        Image.fromarray(grey).save(tmp_path / folder / "000001.png")
+    scenes = Portraits(tmp_path / "photo")
+    found = read_truth(tmp_path, "poster", scenes, RESOLUTION)
+    assert found is not None
+    pixels = media.to_pixels(found)[0]
+    assert np.abs(pixels[4, 4].astype(int) - (252, 226, 170)).max() <= 1
+    assert np.abs(pixels[4, -4].astype(int) - (12, 44, 82)).max() <= 1
+    assert read_truth(tmp_path, "clay", scenes, RESOLUTION) is None
+    assert read_truth(tmp_path, "bronze", scenes, RESOLUTION) is None, "there is no clay to tint"
 
 
 # The report

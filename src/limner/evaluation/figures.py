@@ -170,4 +170,18 @@ FIGURES: dict[str, Figure] = {
         "up",
         -1,
     ),
+    # Translation
+    "nearest_truth": Figure(
+        "own face nearest",
+        "share of results to which, of all scenes' true faces, their own is nearest by perceptual distance",
+        "up",
+        -1,
+    ),
+    "mean_rank": Figure(
+        "mean rank",
+        "mean place of the own true face among all scenes' by perceptual distance, 1 being the nearest; chance gives half "
+        "the number of scenes",
+        "down",
+        1,
+    ),
 }

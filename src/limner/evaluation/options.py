@@ -16,6 +16,9 @@ QUICK: dict[str, Any] = {
     "faces": 4,
     "steps": 25,
     "scenes": 6,
+    "translated": 20,
+    "tuned": 2,
+    "few_seconds": 5.0,
 }
 """What ``quick`` lowers the numbers to."""
 
@@ -36,6 +39,8 @@ class EvaluationOptions(Options):
     """portraits that the model was trained on, FIRST-LAST"""
     held_out_pairs: str = "20900-20999"
     """scenes that no training has seen, FIRST-LAST"""
+    trained_pairs: str = "20000-20899"
+    """scenes from which style pictures may be taken, FIRST-LAST"""
     seed: int = knob(0, lo=0, hi=2**30)
     """first seed of the random faces, and seed of everything else that is drawn"""
     quick: bool = False
@@ -63,6 +68,17 @@ class EvaluationOptions(Options):
     """stylization: how the photos are embedded, as limner stylize --inverter; by default as there"""
     strengths: tuple[float, ...] = knob((0.25, 0.5, 0.75, 1.0), lo=0, hi=1)
     """stylization: strengths of the curve"""
+    tuned: int = knob(8, lo=0, hi=10_000)
+    """stylization: scenes, the first ones, that are also embedded by pivotal tuning, to add the person's change to the
+    style's; 0 leaves this out"""
+    few_looks: tuple[str, ...] = knob(("toon", "comic"))
+    """stylization: looks that are learned anew from one picture and from several; empty for none"""
+    few_pictures: int = knob(5, lo=2, hi=50)
+    """stylization: how many pictures several are"""
+    few_seconds: float = knob(60.0, lo=0.1, hi=100_000)
+    """stylization: time that one such learning gets, the search for the pictures' codes apart"""
+    translated: int = knob(100, lo=2, hi=10_000)
+    """translation: held-out scenes, the first ones in order"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

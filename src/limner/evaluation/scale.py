@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from limner import losses, media, zoo
@@ -16,11 +17,19 @@ from limner.errors import LimnerError, OptionError
 from limner.evaluation.data import Portraits, pairwise_identity
 from limner.evaluation.inversion import recognised
 from limner.evaluation.options import EvaluationOptions
+from limner.evaluation.tints import TINT_PX, TINTED, tint
 from limner.pipeline import Models
+from limner.pipeline.dual import load_dual
 from limner.stylization import load_style
+from limner.stylization.blend_style import METHOD as BLEND
+from limner.stylization.blend_style import find_child
+from limner.stylization.dual import DualStyle, to_extrinsic
+from limner.stylization.options import DualOptions
 from limner.stylization.style import Style
 
 BATCH = 10
+LEARNED, DUAL = "jojogan", "dual"
+CHILD_ENDING, DUAL_ENDING = "-child", "-dual"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,16 +39,28 @@ class Contender:
     Attributes:
         name: its name.
         style: the style.
-        reference: the picture that it was learned from (the first), uint8 (R, R, 3).
+        reference: the picture that it was learned from (the first), uint8 (R, R, 3); None for a blend or a DualStyleGAN,
+            which were trained on many.
         truth: true renders of the scenes in this look, (N, 3, R, R); None where there are none.
-        digest: of its file.
+        digest: of its file, and of those it needs.
+        method: how it was made: ``jojogan``, ``blend``, ``dual``, ...
+        look: name of the look that it should arrive at; empty for the style's name.
+        learn_seconds: how long it took to learn, None where its file does not say.
     """
 
     name: str
-    style: Style
-    reference: np.ndarray
+    style: Style | DualStyle
+    reference: np.ndarray | None
     truth: Tensor | None
     digest: str
+    method: str = LEARNED
+    look: str = ""
+    learn_seconds: float | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The look that it should arrive at."""
+        return self.look or self.name
 
 
 def find_contenders(
@@ -47,27 +68,74 @@ def find_contenders(
 ) -> tuple[list[Contender], dict[str, str]]:
     """Return the styles that can be compared, and why others cannot."""
     found, skipped = [], {}
-    resolution = models.generator.resolution
-    for name in options.styles or zoo.names("style"):
+    for name in [*(options.styles or zoo.names("style")), *([] if options.styles else zoo.names("dual"))]:
+        short = Path(name).stem
         try:
             file = zoo.resolve(name)
-            style = load_style(file)
-            style.check_base(models.generator)
-            reference = _reference(file, style)
+            if name in zoo.names("dual"):
+                one = _dual_contender(name, file, models)
+            else:
+                one = _contender(short, file, models)
         except LimnerError as error:
-            skipped[Path(name).stem] = " ".join(str(error).split())
+            skipped[short] = " ".join(str(error).split())
             continue
-        look, truth = pairs / Path(name).stem, None
-        if look.is_dir():
-            same = Portraits(look)
-            stems = {Path(one).stem: one for one in same.names}
-            missing = [one for one in scenes.names if Path(one).stem not in stems]
-            if not missing:
-                same.names = [stems[Path(one).stem] for one in scenes.names]
-                truth = media.to_image(*same.pixels(resolution))
-        picture = media.resize_pixels(reference, resolution)
-        found.append(Contender(Path(name).stem, style, picture, truth, zoo.file_digest(file)))
+        truth = read_truth(pairs, one.wanted, scenes, models.generator.resolution)
+        found.append(dataclasses.replace(one, truth=truth))
     return found, skipped
+
+
+def _contender(name: str, file: Path, models: Models) -> Contender:
+    """Return a style from its file; a blend of a child should arrive at the look that the child was trained on."""
+    style, resolution = load_style(file), models.generator.resolution
+    style.check_base(models.generator)
+    seconds = style.provenance.get("learn_seconds")
+    if seconds is not None:
+        seconds = float(seconds) + float(style.provenance.get("embed_seconds", 0.0))
+    if style.method != BLEND:
+        picture = media.resize_pixels(_reference(file, style), resolution)
+        return Contender(
+            name, style, picture, None, zoo.file_digest(file), style.method, name, learn_seconds=seconds
+        )
+    digest, child = zoo.file_digest(file), str(style.options.get("child", ""))
+    if child:
+        digest += zoo.file_digest(find_child(child, file.parent))
+    look = Path(child).stem.removesuffix(CHILD_ENDING) or name
+    return Contender(name, style, None, None, digest, BLEND, look, seconds)
+
+
+def _dual_contender(name: str, file: Path, models: Models) -> Contender:
+    """Return the first style of a DualStyleGAN that stands on the same generator."""
+    dual = load_dual(name, trunk=models.trunk_name, device=models.device)
+    if not dual.codes:
+        raise OptionError("its file holds no codes of styles")
+    first, code = next(iter(dual.codes.items()))
+    style = DualStyle(dual.dual, to_extrinsic(dual.dual, code), DualOptions(), first)
+    style.check_base(models.generator)
+    return Contender(
+        name, style, None, None, zoo.file_digest(file) + first, DUAL, name.removesuffix(DUAL_ENDING)
+    )
+
+
+def read_truth(pairs: Path, look: str, scenes: Portraits, resolution: int) -> Tensor | None:
+    """Return the true renders of scenes in a look, (N, 3, R, R), or None where some are missing.
+
+    Looks of `limner.evaluation.tints` are tinted from the renders they are made of.
+    """
+    folder = pairs / look
+    tinted = not folder.is_dir() and look in TINTED
+    if tinted:
+        folder = pairs / TINTED[look]
+    if not folder.is_dir():
+        return None
+    same = Portraits(folder)
+    stems = {Path(one).stem: one for one in same.names}
+    if any(Path(one).stem not in stems for one in scenes.names):
+        return None
+    same.names = [stems[Path(one).stem] for one in scenes.names]
+    if not tinted:
+        return media.to_image(*same.pixels(resolution))
+    painted = [np.asarray(tint(Image.fromarray(one), look)) for one in same.pixels(TINT_PX)]
+    return media.to_image(*(media.resize_pixels(one, resolution) for one in painted))
 
 
 def _reference(file: Path, style: Style) -> np.ndarray:
@@ -88,10 +156,10 @@ class Scale:
         self.models, self.contenders = models, list(contenders)
         self.photos = media.to_image(*photos)
         self.persons = self._persons(self.photos)
-        self.apart = pairwise_identity(self.persons)
-        references = media.to_image(*(one.reference for one in contenders))
-        self.references = [self._grams(one[None]) for one in references]
-        self.truths = {one.name: self._grams(one.truth) for one in contenders if one.truth is not None}
+        known = [one for one in contenders if one.reference is not None]
+        self.looks = [one.wanted for one in known]
+        self.references = [self.grams(media.to_image(one.reference)) for one in known]  # type: ignore[arg-type]
+        self.truths = {one.name: self.grams(one.truth) for one in contenders if one.truth is not None}
 
     @torch.no_grad()
     def _persons(self, images: Tensor) -> Tensor:
@@ -99,30 +167,32 @@ class Scale:
         return torch.cat([self.models.embedder(part.to(device)).cpu() for part in images.split(BATCH)])
 
     @torch.no_grad()
-    def _grams(self, images: Tensor) -> list[Tensor]:
+    def grams(self, images: Tensor) -> list[Tensor]:
         parts = [grams(self.models.trunk, part.to(self.models.device)) for part in images.split(BATCH)]
         return [torch.cat(level).cpu() for level in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def figures(self, images: Tensor, contender: Contender) -> dict[str, float]:
-        """Return the figures of results that should have a style, (N, 3, R, R) in the order of the scenes."""
-        persons, textures = self._persons(images), self._grams(images)
-        kept = (persons - self.persons).square().sum(1)
-        to_references = torch.stack([gram_difference(textures, one) for one in self.references])
-        right = to_references.argmin(0) == self.contenders.index(contender)
+        """Return the figures of results that should have a style, (N, 3, R, R), of the first N scenes in their order."""
+        count = len(images)
+        persons, textures, inputs = self._persons(images), self.grams(images), self.persons[:count]
         values = {
-            "identity_kept": float(kept.mean()),
-            "recognised": float(recognised(persons, self.persons).mean()),
-            "right_style": float(right.float().mean()),
-            "apart": pairwise_identity(persons) / max(self.apart, 1e-12),
+            "identity_kept": float((persons - inputs).square().sum(1).mean()),
+            "recognised": float(recognised(persons, inputs).mean()),
+            "apart": pairwise_identity(persons) / max(pairwise_identity(inputs), 1e-12),
         }
+        if contender.wanted in self.looks:
+            to_references = torch.stack([gram_difference(textures, one) for one in self.references])
+            right = to_references.argmin(0) == self.looks.index(contender.wanted)
+            values["right_style"] = float(right.float().mean())
         if contender.truth is not None:
             far = []
-            for a, b in zip(images.split(BATCH), contender.truth.split(BATCH), strict=True):
+            for a, b in zip(images.split(BATCH), contender.truth[:count].split(BATCH), strict=True):
                 device = self.models.device
                 far.append(self.models.make_distance()(a.to(device), b.to(device)).cpu())
+            truths = [level[:count] for level in self.truths[contender.name]]
             values["to_truth"] = float(torch.cat(far).mean())
-            values["gram_truth"] = float(gram_difference(textures, self.truths[contender.name]).mean())
+            values["gram_truth"] = float(gram_difference(textures, truths).mean())
         return values
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,25 +12,21 @@ from torch import Tensor
 
 from limner import media
 from limner.errors import OptionError
-from limner.evaluation.data import Portraits, Track, crop_photo, untracked
-from limner.evaluation.inversion import Method, encoder_stamp
+from limner.evaluation.comparisons import compare_combination, compare_references
+from limner.evaluation.data import Portraits, Track, untracked
 from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.report import Chart, Checks, Picture, Row, Section, Table
-from limner.evaluation.scale import Contender, Scale, find_contenders
-from limner.evaluation.store import Part, Store, stamp
-from limner.faces import whole_picture
-from limner.inversion import Inversion
-from limner.inversion.report import measure
-from limner.latent import Latent
-from limner.nn import deltas
+from limner.evaluation.restyling import CELL_PX, PHOTO, Restyler, make_base, unpack_image
+from limner.evaluation.scale import DUAL, LEARNED, Contender, Scale, find_contenders
+from limner.evaluation.store import Store
 from limner.options import to_mapping
 from limner.pipeline import Models, StylizeOptions
-from limner.pipeline.photos import embed_faces, stylize
+from limner.stylization.blend_style import METHOD as BLEND
 
-FIGURES = ("to_truth", "gram_truth", "identity_kept", "recognised", "right_style", "apart", "seconds")
-SHOWN, CELL_PX = 6, 96
-BATCH = 10
-PHOTO = "photo"
+FIGURES = ("to_truth", "gram_truth", "identity_kept", "recognised", "right_style", "apart")
+PER_STYLE = (*FIGURES, "learn_seconds", "seconds")
+METHODS = {LEARNED: "JoJoGAN", BLEND: "blend", DUAL: "DualStyleGAN"}
+SHOWN = 6
 
 
 def evaluate_stylization(
@@ -58,24 +52,17 @@ def evaluate_stylization(
     scenes = Portraits(pairs / PHOTO, options.held_out_pairs, most=options.scenes)
     photos = scenes.pixels(resolution)
     contenders, skipped = find_contenders(models, options, scenes, pairs)
-    if len(contenders) < 2:
+    if sum(one.reference is not None for one in contenders) < 2:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise OptionError(
-            f"{len(contenders)} style(s) can be compared, at least 2 are needed"
+            f"{len(contenders)} style(s) can be compared, at least 2 with a picture are needed"
             + f" ({reasons})" * bool(reasons)
         )
-    base = {
-        "model": deltas.digest(models.generator),
-        "trunk": models.trunk_name,
-        "trunk_weights": deltas.digest(models.trunk),
-        "how": {name: value for name, value in to_mapping(how).items() if name not in _THAT_PAINT},
-        "encoder": encoder_stamp(Method(how.inverter, how.inverter), models),
-    }
-    work = _Work(models, how, store, base, track)
+    work = Restyler(models, how, store, make_base(models, how), track)
     embedded = [work.embed(pixels) for pixels in track(photos, "embedding")]
     strengths = sorted({*options.strengths, how.strength})
     outputs, seconds = work.restyle_all(contenders, photos, embedded, strengths)
-    whole = torch.cat([_image(part.tensors["image"]) for part in embedded])
+    whole = torch.cat([unpack_image(part.tensors["image"]) for part in embedded])
     scale = Scale(models, photos, contenders)
     embedding_s = sum(part.values["seconds"] for part in embedded) / len(embedded)
     curves = {
@@ -84,19 +71,35 @@ def evaluate_stylization(
         for one in contenders
     }
     per_style = [
-        Row(one.name, curves[one.name][how.strength] | {"seconds": embedding_s + seconds[one.name]})
+        Row(one.name, _style_figures(one, curves, how.strength, embedding_s + seconds[one.name]))
         for one in contenders
+    ]
+    labelled = [
+        Row(f"{one.name} ({METHODS.get(one.method, one.method)})", row.values)
+        for one, row in zip(contenders, per_style, strict=True)
     ]
     summary = _summary(scale, outputs, whole, how.strength)
     values = {row.name: dict(row.values) for row in summary}
     unmeasured = [Row(name, {}, "skipped", why) for name, why in skipped.items()]
+    combined, combination = compare_combination(work, scale, photos, contenders, options)
+    learned, few = compare_references(work, scale, photos, embedded, options)
     blocks: list[Any] = [
-        Table("All styles together", FIGURES[:-1], summary, note=_CHEATS, rivals=False),
-        Table(f"Every style, strength {how.strength:g}", FIGURES, [*per_style, *unmeasured], rivals=False),
+        Table("All styles together", FIGURES, summary, note=_CHEATS, rivals=False),
+        Table(
+            f"Every style and method, strength {how.strength:g}",
+            PER_STYLE,
+            [*labelled, *unmeasured],
+            note=_METHODS,
+            rivals=False,
+        ),
         Checks("Goals", _goals(values)),
+        *combined[:1],
+        *learned[:1],
         *_charts(curves),
         Picture("styles", _sheet(photos, outputs, contenders, how.strength), _CAPTION),
         Picture("strengths", _strength_sheet(photos, whole, outputs, strengths), _STRENGTH_CAPTION),
+        *combined[1:],
+        *learned[1:],
         *work.photo_sheet(options.photos, contenders),
     ]
     text = _TEXT.format(
@@ -106,10 +109,15 @@ def evaluate_stylization(
         "scenes": len(photos),
         "how": to_mapping(how),
         "summary": values,
-        "styles": {row.name: dict(row.values) for row in per_style},
+        "styles": {
+            row.name: dict(row.values) | {"method": one.method}
+            for one, row in zip(contenders, per_style, strict=True)
+        },
         "strengths": {
             name: {f"{at:g}": found for at, found in curve.items()} for name, curve in curves.items()
         },
+        "combination": combination,
+        "references": few,
         "skipped": skipped,
     }
     return Section("stylization", "Stylisation", text, blocks, data)
@@ -117,137 +125,28 @@ def evaluate_stylization(
 
 _TEXT = (
     "The first {count} held-out scenes, each rendered as a photo and in every look. The photo is embedded ({inverter}; "
-    "{steps} steps, if it searches), restyled at strength {strength} and compared with the true render of the same scene. "
+    "{steps} steps, if it searches), restyled at strength {strength} and compared with the true render of the same scene; "
+    "bronze, sanguine, ink and poster are renders of another look in other colours, as their style pictures are. "
     "Not every look keeps the photo's geometry: toon exaggerates it on purpose."
 )
 _STRENGTH_CAPTION = "One scene: as a photo, as embedded (strength 0), and at growing strength."
-_THAT_PAINT = (
-    "strength",
-    "layers",
-    "pull",
-    "keep_color",
-    "blend",
-    "size",
-    "mask",
-    "feather",
-    "color_match",
-    "crop",
-)
-"""Options that change nothing of how a face is embedded."""
 _CAPTION = "Every row a scene: the photo, then per style the result and, right of it, the true render (if there is one)."
 _CHEATS = (
-    "A method that leaves the photo alone keeps the person and fails on style; one that pastes its reference has the "
-    "style and fails on the person. Both stand here as ceilings; what passes must beat both."
+    "Means over the styles that were learned from a picture. A method that leaves the photo alone keeps the person and "
+    "fails on style; one that pastes its reference has the style and fails on the person. Both stand here as ceilings; what "
+    "passes must beat both."
+)
+_METHODS = (
+    "A blend counts as right where the picture of the look that its child was trained on is nearest. Seconds to learn are "
+    "those noted in the style's file, on the machine that learned it; a child's training is in its card."
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Work:
-    """Embedding and restyling, kept in the store.
-
-    Attributes:
-        models, how, store, track: as `evaluate_stylization`.
-        base: what every part depends on.
-    """
-
-    models: Models
-    how: StylizeOptions
-    store: Store
-    base: dict[str, Any]
-    track: Track
-
-    def embed(self, pixels: np.ndarray) -> Part:
-        """Return an aligned face's codes, noise, change of the generator, and what it paints of them."""
-
-        def make() -> Part:
-            begun = time.perf_counter()
-            _, found = embed_faces(pixels, self.how, models=self.models)[0]
-            tensors = {f"latent.{i}": value for i, value in enumerate(found.latent.parts)}
-            tensors |= {f"noise.{i}": value for i, value in enumerate(found.noise or [])}
-            tensors |= {f"delta.{name}": value for name, value in (found.delta or {}).items()}
-            tensors["image"] = found.image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-            return Part({"space": found.latent.space, "seconds": time.perf_counter() - begun}, tensors)
-
-        return self.store.part("embedded", self.base | {"image": stamp(pixels)}, make)
-
-    def restyle_all(
-        self,
-        contenders: Sequence[Contender],
-        photos: Sequence[np.ndarray],
-        embedded: Sequence[Part],
-        strengths: Sequence[float],
-    ) -> tuple[dict[str, dict[float, Tensor]], dict[str, float]]:
-        """Return style -> strength -> results, (N, 3, R, R), and style -> seconds per face at the usual strength."""
-        outputs: dict[str, dict[float, Tensor]] = {one.name: {} for one in contenders}
-        seconds = {}
-        for one in contenders:
-            for strength in strengths:
-                how = dataclasses.replace(self.how, strength=strength, crop=True)
-                inputs = self.base | {"how": to_mapping(how), "style": one.digest, "images": stamp(*photos)}
-
-                def make(one: Contender = one, how: StylizeOptions = how) -> Part:
-                    pairs = list(zip(photos, embedded, strict=True))
-                    begun = time.perf_counter()
-                    steps = self.track(pairs, f"{one.name}, strength {how.strength:g}")
-                    styled = [self.restyle(one, how, *pair) for pair in steps]
-                    return Part(
-                        {"seconds": (time.perf_counter() - begun) / len(photos)},
-                        {"styled": torch.stack(styled)},
-                    )
-
-                part = self.store.part(f"styled-{one.name}", inputs, make)
-                outputs[one.name][strength] = _image(part.tensors["styled"])
-                if strength == self.how.strength:
-                    seconds[one.name] = part.values["seconds"]
-        return outputs, seconds
-
-    def restyle(self, one: Contender, how: StylizeOptions, pixels: np.ndarray, part: Part) -> Tensor:
-        """Return an embedded face in a style, uint8 (3, R, R)."""
-        target = media.to_image(pixels).to(self.models.device)
-        face = (whole_picture(pixels, self.models.generator.resolution), _inversion(part, target))
-        result = stylize(pixels, one.style, how, models=self.models, embedded=[face])
-        return torch.from_numpy(result.faces[0].styled).permute(2, 0, 1)
-
-    def photo_sheet(self, photos: Sequence[Path], contenders: Sequence[Contender]) -> list[Picture]:
-        """Return a sheet of real photos in every style; there is no truth to compare them with."""
-        rows = []
-        how = dataclasses.replace(self.how, crop=True)
-        for photo in photos:
-            pixels = crop_photo(photo, self.models.generator.resolution, self.models.detector)
-            part = self.embed(pixels)
-            styled = torch.stack([self.restyle(one, how, pixels, part) for one in contenders])
-            rows.append([pixels, *media.to_pixels(_image(torch.cat([part.tensors["image"], styled])))])
-        if not rows:
-            return []
-        labels = [PHOTO, "embedded", *(one.name for one in contenders)]
-        sheet = media.make_sheet(rows, column_labels=labels, cell_px=CELL_PX + 32)
-        return [Picture("photos", sheet, "Real photos: as they are, as embedded, and in every style.")]
-
-
-def _image(values: Tensor) -> Tensor:
-    """Uint8 (B, 3, H, W) -> image, [-1, 1]."""
-    return values.float() / 127.5 - 1
-
-
-def _inversion(part: Part, target: Tensor) -> Inversion:
-    """Return what `_Work.embed` kept, on the target's device."""
-
-    def named(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): value.to(target.device)
-            for name, value in part.tensors.items()
-            if name.startswith(prefix)
-        }
-
-    codes, noise = (
-        [value for _, value in sorted(named(prefix).items(), key=lambda item: int(item[0]))]
-        for prefix in ("latent.", "noise.")
-    )
-    image = _image(part.tensors["image"].to(target.device))
-    space, seconds = part.values["space"], part.values["seconds"]
-    report = measure(image, target, method=space, perceptual=None, identity=None, steps=[0], seconds=seconds)
-    latent = Latent(space, tuple(codes) if space == "s" else codes[0])
-    return Inversion(latent, noise or None, image, named("delta.") or None, report)
+def _style_figures(
+    one: Contender, curves: Mapping[str, Mapping[float, Mapping[str, float]]], strength: float, seconds: float
+) -> dict[str, float]:
+    values = {**curves[one.name][strength], "seconds": seconds}
+    return values if one.learn_seconds is None else values | {"learn_seconds": one.learn_seconds}
 
 
 def _summary(
@@ -260,10 +159,9 @@ def _summary(
         names = {name for one in found for name in one}
         return {name: float(np.mean([one[name] for one in found if name in one])) for name in sorted(names)}
 
-    everyone = scale.contenders
+    everyone = [one for one in scale.contenders if one.reference is not None]
     known = [one for one in everyone if one.truth is not None]
     photos = scale.photos
-    pasted = mean(lambda one: media.to_image(one.reference).expand_as(photos), everyone)
     rows = []
     if known:
         rows.append(Row("the true render", mean(lambda one: one.truth, known), "floor"))
@@ -274,6 +172,7 @@ def _summary(
             Row("true render of another scene", mean(lambda one: one.truth.roll(1, 0), known), "ceiling")
         )
     rows.append(Row("photo left alone", mean(lambda one: photos, everyone), "ceiling"))
+    pasted = mean(lambda one: media.to_image(one.reference).expand_as(photos), everyone)
     rows.append(Row("reference pasted", pasted, "ceiling"))
     return rows
 
