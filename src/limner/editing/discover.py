@@ -5,6 +5,9 @@ What a direction does is for a person to see and name; each unit of a slider is 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -184,3 +187,37 @@ def _upright(vector: Tensor) -> Tensor:
 def _check_count(count: int, most: int) -> None:
     if not 1 <= count <= most:
         raise OptionError(f"count is {count}, expected 1 to {most}")
+
+
+def untangle(directions: Sequence[Direction]) -> list[Direction]:
+    """Take from every direction what it shares with the others, so that one attribute moves and the others stay.
+
+    Args:
+        directions: each (w_dim,), fewer than entries of w.
+
+    Returns:
+        Directions orthogonal to all the others that were handed in, as long as before; notes: ``kept``, the share of the
+        length that was left before.
+
+    Raises:
+        ShapeError: directions of rows of their own.
+        OptionError: one of them is made of the others.
+
+    Source: Shen et al. 2020, "InterFaceGAN" (arXiv 1907.10786), section 3.2, conditional manipulation.
+    """
+    if any(one.values.ndim != 1 for one in directions):
+        raise ShapeError("only directions that are the same in every row can be untangled")
+    found = []
+    for i, one in enumerate(directions):
+        others = [other.values.double() for j, other in enumerate(directions) if j != i]
+        own = one.values.double()
+        rest = own
+        if others:
+            basis, _ = torch.linalg.qr(torch.stack(others, 1))  # (w_dim, N - 1)
+            rest = own - basis @ (basis.T @ own)
+        kept = float(rest.norm() / own.norm())
+        if kept < 1e-3:
+            raise OptionError(f"direction {one.name!r} is made of the others; leave one of them out")
+        values = (rest * (own.norm() / rest.norm())).float()
+        found.append(dataclasses.replace(one, values=values, notes={**one.notes, "kept": kept}))
+    return found
