@@ -20,6 +20,7 @@ SCALE = ".scale"
 LEAST_NUMBERS = 256
 """Smaller tensors stay in float32: biases, means and deviations."""
 STEPS = 127
+SMALLEST = 1e-30
 
 
 def save_translator(
@@ -69,7 +70,7 @@ def save_translator(
 
 
 def pack(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tensor in 8 bits and the scales of its rows: (..., n) -> int8 (..., n), float16 (rows,).
+    """Return a tensor in 8 bits and the scales of its rows: (..., n) -> int8 (..., n), float32 (rows,).
 
     A row is what belongs to one index of the first dimension; of tensors with three dimensions, to one of the first two
     (a task's own matrix).

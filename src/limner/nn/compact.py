@@ -88,6 +88,7 @@ class CompactBody(nn.Module):
         gather: channels that become a group's vector.
         hidden: length of a group's vector.
         rank: numbers from which the delta of a row is made.
+        looks: views that are laid upon one another: 2 for a picture and what is made of it, 1 for an input alone.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class CompactBody(nn.Module):
         gather: int,
         hidden: int,
         rank: int,
+        looks: int,
     ):
         super().__init__()
         if input_px < 32 or input_px % 32:
@@ -121,6 +123,7 @@ class CompactBody(nn.Module):
         for i, count in enumerate(self.seen):
             self.register_buffer(f"mean{i}", torch.zeros(count))
             self.register_buffer(f"std{i}", torch.ones(count))
+        self.lateral = nn.ModuleList(nn.Conv2d(looks * count, width, 1) for count in self.seen)
         self.blocks = nn.ModuleList(
             nn.Sequential(LightBlock(width=width), LightBlock(width=width)) for _ in self.seen
         )
@@ -235,10 +238,10 @@ class CompactCore(CompactBody):
             gather=gather,
             hidden=hidden,
             rank=rank,
+            looks=2,
         )
         self._config["in_channels"] = in_channels
         self.stem = InputStem(in_channels=in_channels) if in_channels != 3 else None
-        self.lateral = nn.ModuleList(nn.Conv2d(2 * count, width, 1) for count in self.seen)
 
     def pyramid(self, target: Sequence[Tensor], current: Sequence[Tensor]) -> list[Tensor]:
         """Views of picture and reconstruction -> maps (B, width, h, w) at strides 32, 16 and 8."""

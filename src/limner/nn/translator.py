@@ -92,16 +92,16 @@ class TranslatorCore(CompactBody):
             gather=gather,
             hidden=hidden,
             rank=rank,
+            looks=1,
         )
         if not tasks:
             raise OptionError("a translator needs at least one task")
         self.tasks = list(tasks)
         self._config |= {"tasks": dict(tasks), "inner": inner, "head_rank": head_rank}
         count, levels = len(tasks), len(self.seen)
-        self.lateral = nn.ModuleList(nn.Conv2d(seen, width, 1) for seen in self.seen)
         sides = [input_px // (FIRST_STRIDE << level) for level in range(levels)]
         # What every place of the picture begins with; taken over from an encoder, it is what that expects there.
-        self.places = nn.ParameterList(torch.zeros(width, side, side) for side in sides)
+        self.places = nn.ParameterList(torch.zeros(width, side * side) for side in sides)
         self.stems = nn.ModuleList(
             TaskStem(in_channels=channels, width=width, levels=levels, inner=inner)
             if channels != 3
@@ -139,7 +139,8 @@ class TranslatorCore(CompactBody):
         laterals = []
         for i, lateral in enumerate(self.lateral):
             mean, std = self.scales(i)
-            x = lateral((views[i] - mean) / std) + self.places[i]
+            x = lateral((views[i] - mean) / std)
+            x = x + self.places[i].view(x.shape[1:])
             x = x if extra is None else x + extra[i]
             scale, shift = self.map_scale[task, i], self.map_shift[task, i]  # (B, width)
             laterals.append(x * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
@@ -180,7 +181,7 @@ class TranslatorCore(CompactBody):
             mean, std = self.scales(i)
             mine.get_parameter("weight").copy_(first + second)
             mine.get_parameter("bias").copy_(lateral.get_parameter("bias"))
-            self.places[i].copy_(F.conv2d((mean - current[i]) / std, second)[0])
+            self.places[i].copy_(F.conv2d((mean - current[i]) / std, second)[0].flatten(1))
 
 
 class Translator(nn.Module):
