@@ -77,18 +77,15 @@ def pack(value: Tensor) -> tuple[Tensor, Tensor]:
     """
     lead = 2 if value.ndim == 3 else 1
     rows = value.flatten(0, lead - 1).flatten(1)
-    # Rounded up in half precision, so that the largest number never leaves the range.
-    scale = (rows.abs().amax(1) / STEPS * (1 + 2**-10)).clamp_min(2**-24).half()
-    return (rows / scale.float()[:, None]).round().clamp(-STEPS, STEPS).to(torch.int8).view(
-        value.shape
-    ), scale
+    scale = (rows.abs().amax(1) / STEPS).clamp_min(SMALLEST)
+    return (rows / scale[:, None]).round().clamp(-STEPS, STEPS).to(torch.int8).view(value.shape), scale
 
 
 def unpack(value: Tensor, scale: Tensor) -> Tensor:
     """Return what `pack` packed, in float32."""
     lead = 2 if value.ndim == 3 else 1
     rows = value.flatten(0, lead - 1).flatten(1).float()
-    return (rows * scale.float()[:, None]).view(value.shape)
+    return (rows * scale[:, None]).view(value.shape)
 
 
 def load_translator(path: str | Path, *, trunk: Lite0) -> Translator:
