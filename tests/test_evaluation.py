@@ -596,7 +596,7 @@ def test_every_figure_shows_every_value():
 
 
 def test_sections_are_named():
-    assert command.chosen_sections(("all",)) == ["generation", "inversion", "stylization"]
+    assert command.chosen_sections(("all",)) == ["generation", "inversion", "stylization", "translation"]
     assert command.chosen_sections(("stylize", "generation")) == ["generation", "stylization"]
     with pytest.raises(OptionError, match="expected one of generation"):
         command.chosen_sections(("everything",))

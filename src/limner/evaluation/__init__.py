@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from limner.evaluation.report import Section, write_report
     from limner.evaluation.store import Store
     from limner.evaluation.stylization import evaluate_stylization
+    from limner.evaluation.translation import evaluate_translation
 
 _HOMES = {
     "data": ("Portraits", "describe"),
@@ -25,6 +26,7 @@ _HOMES = {
     "report": ("Section", "write_report"),
     "store": ("Store",),
     "stylization": ("evaluate_stylization",),
+    "translation": ("evaluate_translation",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate_generation",
     "evaluate_inversion",
     "evaluate_stylization",
+    "evaluate_translation",
     "write_report",
 ]
 
