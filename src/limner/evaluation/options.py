@@ -17,7 +17,6 @@ QUICK: dict[str, Any] = {
     "steps": 25,
     "scenes": 6,
     "translated": 20,
-    "translated": 20,
     "tuned": 2,
     "few_seconds": 5.0,
 }
@@ -78,8 +77,6 @@ class EvaluationOptions(Options):
     """stylization: how many pictures several are"""
     few_seconds: float = knob(60.0, lo=0.1, hi=100_000)
     """stylization: time that one such learning gets, the search for the pictures' codes apart"""
-    translated: int = knob(100, lo=2, hi=10_000)
-    """translation: held-out scenes, the first ones in order"""
     translated: int = knob(100, lo=2, hi=10_000)
     """translation: held-out scenes, the first ones in order"""
 
