@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -400,3 +401,18 @@ def test_default_layers_are_psps_at_every_size(generator):
     mask = default_mix(Rows())  # type: ignore[arg-type]
     assert mask.rows(Rows()).nonzero().flatten().tolist() == list(range(8, 18))  # type: ignore[arg-type]
     assert make_generator().num_rows == 8
+
+
+# The guide
+
+
+def test_the_guide_shows_the_table_as_it_is():
+    text = (Path(__file__).parent.parent / "docs/translate.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| `#" in line
+    ]
+    assert len(rows) == len(OURS) + len(CELEBA)
+    for (name, index, color, becomes), one in zip(rows, [*OURS, *CELEBA], strict=True):
+        assert (name.split(" ")[0], int(index)) == (one.name, one.index)
+        assert color == "`#{:02x}{:02x}{:02x}`".format(*one.color)
+        assert becomes.split(",")[0] == one.becomes
