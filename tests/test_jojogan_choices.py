@@ -321,3 +321,46 @@ def test_holding_every_layer_gives_the_face_and_none_the_style(
         paint(generator, early, latent, dataclasses.replace(options, hold="s:0")), plain
     )
     assert not torch.equal(paint(generator, early, latent, dataclasses.replace(options, hold="8px")), plain)
+
+
+def test_texture_reaches_random_faces(
+    generator: Generator, discriminator: Discriminator, pictures: dict
+) -> None:
+    """With the texture term alone, random faces' Gram matrices come nearer to the pictures'; without it there is none."""
+    z = torch.randn(2, W_DIM, generator=torch.Generator().manual_seed(5))
+    training = start(generator, discriminator, pictures, texture=1.0, ema=0.0, perceptual=0.0, pixels=0.0)
+    training.stage_shares = torch.zeros_like(training.stage_shares)
+    before = float(training.texture_loss(z).detach())
+    maps = [training.trunk(image) for image in (training.images, training.base(z, psi=0.7))]  # type: ignore[misc]
+    grams = [
+        [torch.einsum("bihw,bjhw->bij", level, level) / level[0, 0].numel() for level in side]
+        for side in maps
+    ]
+    naive = [((b - a) ** 2).sum((1, 2)) / (a**2).sum((1, 2)) for a, b in zip(*grams, strict=True)]
+    assert before == pytest.approx(float(torch.stack(naive).mean()), rel=1e-4)
+    for _ in range(8):
+        training.step(z, "constant")
+    assert float(training.texture_loss(z).detach()) < 0.8 * before
+    assert not start(generator, discriminator, pictures).textures
+
+
+def test_identity_counts_on_the_random_faces_of_texture(
+    generator: Generator, discriminator: Discriminator, pictures: dict
+) -> None:
+    """Before training they are the base's own, so that identity adds nothing; after a change it does."""
+    z = torch.randn(2, W_DIM)
+    plain = start(generator, discriminator, pictures, texture=1.0)
+    strict = start(generator, discriminator, pictures, texture=1.0, identity=3.0)
+    assert torch.allclose(plain.texture_loss(z), strict.texture_loss(z))
+    for training in (plain, strict):
+        with torch.no_grad():
+            training.generator.synthesis.to_rgb[-1].bias.add_(0.5)
+    more = strict.texture_loss(z) - plain.texture_loss(z)
+    assert more.item() == pytest.approx(3 * 0.25, rel=1e-3)
+
+
+def test_texture_needs_a_trunk(generator: Generator, discriminator: Discriminator, pictures: dict) -> None:
+    with pytest.raises(OptionError, match="texture is above 0"):
+        JojoganTraining(
+            generator=generator, discriminator=discriminator, options=JojoganOptions(texture=0.5), **pictures
+        )

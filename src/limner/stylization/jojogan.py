@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from limner import losses as distances
 from limner.errors import DivergedError, OptionError, ShapeError
 from limner.latent import Latent, LayerMask, render
 from limner.nn.stylegan2 import Discriminator, Generator, Noise
@@ -34,6 +35,8 @@ SMALL_PX = 256
 """Below this size the published rows, stages and loss have counterparts of our own."""
 SMALL_PERCEPTUAL, SMALL_PIXELS = 0.5, 0.5
 PATIENCE_WINDOW, PATIENCE_GAIN = 10, 0.01
+STRANGER_PSI = 0.7
+"""Truncation of the random faces that the texture distance looks at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ class JojoganTraining:
         options: see `JojoganOptions`.
         perceptual: distance of two batches of images, (B,); None leaves the term out.
         identity: the same for persons, for ``options.identity``.
-        trunk: image -> feature maps, for the loss ``vgg``.
+        trunk: image -> feature maps, for the loss ``vgg`` and for ``options.texture``.
         start: a style of this base to go on from.
 
     Raises:
@@ -185,6 +188,10 @@ class JojoganTraining:
             self.stages = _resolve_stages(options, discriminator, len(maps))
             self.targets = [maps[stage].repeat(options.codes, 1, 1, 1) for stage in self.stages]
         self.stage_shares = _stage_shares(options, len(self.stages)).to(images)
+        self.textures: list[Tensor] = []
+        if options.texture and trunk is not None:
+            with torch.no_grad():
+                self.textures = [level.detach() for level in trunk(self.images)]
 
     def _maps(self, image: Tensor) -> Sequence[Tensor]:
         if self.options.loss == "vgg" and self.trunk is not None:
@@ -225,6 +232,29 @@ class JojoganTraining:
             loss = loss + self.options.identity * self.identity(image, plain).mean()
         return loss
 
+    def texture_loss(self, z: Tensor) -> Tensor:
+        """Return the weighted texture distance of random faces, drawn by z (codes N, z_dim), from the style pictures.
+
+        Source: the distance is that of Gatys et al. 2016 (arXiv 1508.06576).
+        Differs: JoJoGAN looks at the style picture's face alone; a small generator then leaves other faces soft.
+        """
+        trunk = self.trunk
+        assert trunk is not None
+        with torch.no_grad():
+            strangers = Latent(
+                "w+", self.base.truncate(self.base.broadcast(self.base.mapping(z)), STRANGER_PSI)
+            )
+        painted = render(self.generator, strangers, "constant")
+        total = (
+            self.options.texture
+            * (distances.gram_distance(trunk(painted), self.textures) * self.shares).mean()
+        )
+        if self.identity is not None and self.options.identity:
+            with torch.no_grad():
+                plain = render(self.base, strangers, "constant")
+            total = total + self.options.identity * self.identity(painted, plain).mean()
+        return total
+
     def step(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> float:
         """Do one training step; return the loss before it.
 
@@ -239,6 +269,8 @@ class JojoganTraining:
                 plain = render(self.base, codes, "constant" if noise == "random" else noise)
         with frozen(self.discriminator):
             loss = self.loss(render(self.generator, codes, noise, rng=rng), plain)
+            if self.textures:
+                loss = loss + self.texture_loss(z)
             loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -424,6 +456,8 @@ def _check_distances(
         raise OptionError("the loss lpips compares no stages; leave out feature_layers and feature_weights")
     if options.loss == "vgg" and trunk is None:
         raise OptionError("the loss vgg needs a feature trunk; pass `trunk`")
+    if options.texture and trunk is None:
+        raise OptionError("texture is above 0, but there is no feature trunk; pass `trunk`")
     if options.identity and identity is None:
         raise OptionError("identity is above 0, but there is no identity distance; pass `identity`")
 

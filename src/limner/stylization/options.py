@@ -49,6 +49,11 @@ class JojoganOptions(Options):
     identity: float = knob(0.0, lo=0.0, hi=100.0)
     """Weight of the identity distance between a face in the style and the same face without it; 0.1 and more keeps people
     apart under strong styles, and takes longer."""
+    texture: float = knob(0.0, lo=0.0, hi=100.0)
+    """Weight of the texture distance: random faces in the style should have the Gram matrices that the trunk's maps have
+    of the style picture, so that line and contrast reach faces of other shapes too. 0.2 to 0.5 strengthens styles that
+    arrive as softened photos; more gives every face the picture's hair and features. Identity counts on these faces too
+    then. Steps take about twice as long."""
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
     and 0.5 below, where the discriminator's features alone leave pictures soft."""

@@ -34,6 +34,8 @@ class Options(StylizeOptions, TrunkOptions, ReadOptions):
     style: str = knob("toon")
     """name of a style (limner models list), a .limner file, a picture: then its style is learned first and kept beside
     the output; or a DualStyleGAN and a style of its, such as dual-toon:12 (limner dual has more to set there)"""
+    style_aligned: bool = False
+    """a picture given as style is an aligned face already, or no face at all: take it as a whole"""
     also: tuple[str, ...] = knob(())
     """further styles on top, learned or blended: all changes add up in one forward pass, the person's too (inverter
     pivotal)"""
@@ -192,16 +194,22 @@ def find_style(options: Options, folder: Path, models: Models, console: Console)
             f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {known}"
         )
     kept = folder / f"{path.stem}{STYLE_SUFFIX}"
-    return _learn_or_reuse(path, kept, options.max_megapixels, models, console)
+    return _learn_or_reuse(path, kept, options, models, console)
 
 
-def _learn_or_reuse(
-    picture: Path, kept: Path, max_megapixels: float | None, models: Models, console: Console
-) -> Style:
+def was_learned_so(style: Style, digest: str, options: LearnOptions, trunk: str) -> bool:
+    """Return whether a style was learned from the picture with this SHA-256, cut out and measured in the same way."""
+    about = style.provenance
+    same_trunk = about.get("trunk", trunk) == trunk
+    same_crop = bool(style.options.get("aligned", False)) == options.aligned
+    return same_trunk and same_crop and about.get("sha256") == [digest]
+
+
+def _learn_or_reuse(picture: Path, kept: Path, options: Options, models: Models, console: Console) -> Style:
     from limner.app.commands.learn import learn_files
     from limner.stylization import load_style
 
-    options = LearnOptions()
+    learning = LearnOptions(aligned=options.style_aligned)
     digest = hashlib.sha256(picture.read_bytes()).hexdigest()
     if kept.exists():
         try:
@@ -209,13 +217,11 @@ def _learn_or_reuse(
             style.check_base(models.generator)
         except LimnerError:
             style = None
-        about = {} if style is None else style.provenance
-        same_trunk = about.get("trunk", models.trunk_name) == models.trunk_name
-        if style is not None and same_trunk and about.get("sha256") == [digest]:
+        if style is not None and was_learned_so(style, digest, learning, models.trunk_name):
             console.print(f"style: {kept}, learned from {picture.name} before")
             return style
         kept = kept.with_name(f"{kept.stem}-{digest[:8]}{kept.suffix}")
-    return learn_files([picture], [], kept, options, models, console, max_megapixels=max_megapixels)
+    return learn_files([picture], [], kept, learning, models, console, max_megapixels=options.max_megapixels)
 
 
 def _restyle(
