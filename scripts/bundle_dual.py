@@ -105,7 +105,9 @@ def bundle(arguments: argparse.Namespace) -> Path:
         f"{compression['picture_change']:.4f} (root mean square, pixels from -1 to 1): {share:.1%}"
     )
     if share > arguments.most:
-        sys.exit(f"error: packing loses {share:.1%} of the style, expected at most {arguments.most:.0%}; train with a rank")
+        sys.exit(
+            f"error: packing loses {share:.1%} of the style, expected at most {arguments.most:.0%}; train with a rank"
+        )
     return path
 
 

@@ -73,11 +73,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     truth, photos = to_images(portraits), to_images(faces)
     people, own = encode(models, photos), encode(models, truth)
     figures: dict[str, Any] = {"model": str(arguments.model), "pairs": len(truth), "styles": len(chosen)}
-    for label, weights in (("full", torch.tensor(dual.weights())), ("usual", torch.tensor(dual.weights(0.75, 1.0)))):
+    for label, weights in (
+        ("full", torch.tensor(dual.weights())),
+        ("usual", torch.tensor(dual.weights(0.75, 1.0))),
+    ):
         figures[label] = measure_selectivity(
             dual, people[: len(chosen)], extrinsic, exemplars, eyes=eyes, weights=weights
         )
-        figures[label] |= measure_pairs(dual, photos, truth, people, own, extrinsic, eyes=eyes, weights=weights)
+        figures[label] |= measure_pairs(
+            dual, photos, truth, people, own, extrinsic, eyes=eyes, weights=weights
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     columns = choose_evenly(len(chosen), COLUMNS)
     some, pictures = extrinsic[columns], exemplars[columns]
@@ -88,7 +93,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     for name, sheet in sheets.items():
         about = {"command": "measure_dual", "model": str(arguments.model), "sheet": name}
-        media.write(arguments.out / f"{name}.png", sheet, options=about, source_type="trainedAlgorithmicMedia")
+        media.write(
+            arguments.out / f"{name}.png", sheet, options=about, source_type="trainedAlgorithmicMedia"
+        )
     (arguments.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
 

@@ -129,8 +129,8 @@ def play_steps(stage: Stage, count: int) -> list[dict[str, float]]:
 
 
 def make_players(training: DualTraining):
-    dual = training._start()
-    return dual, copy_for_average(dual), training._adversary()
+    dual = training.start_model()
+    return dual, copy_for_average(dual), training.start_adversary()
 
 
 def start_codes(setting: Setting) -> dict[str, Tensor]:

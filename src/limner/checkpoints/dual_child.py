@@ -245,7 +245,9 @@ def _pack(
     gains = weight_gains(dual)
     delta = deltas.difference(dual, start)
     if dual.rank is None:
-        packed = pack({name: change * gains[name] for name, change in delta.items()}, budget_bytes=budget_bytes)
+        packed = pack(
+            {name: change * gains[name] for name, change in delta.items()}, budget_bytes=budget_bytes
+        )
         tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
         return packed.bytes_before, packed.error, tensors
     state = dual.state_dict()

@@ -146,10 +146,15 @@ class DualTraining:
             found = DestylizeStage(self.setting, tuned, key=self.keys["destylize"])
             if not self._play(found, say, on_step) or last == 1:
                 return found.finished
-            dual = self._start()
+            dual = self.start_model()
             average = copy_for_average(dual)
             structure = StructureStage(
-                self.setting, dual, average, self._adversary(), faces=self.faces, key=self.keys["structure"]
+                self.setting,
+                dual,
+                average,
+                self.start_adversary(),
+                faces=self.faces,
+                key=self.keys["structure"],
             )
             if not self._play(structure, say, on_step):
                 return False
@@ -157,7 +162,7 @@ class DualTraining:
             if last == 2:
                 return True
             # The players of the next stage start from these; the averaged path goes on from the averaged one.
-            judge = self._adversary()
+            judge = self.start_adversary()
             judge.load_network({k: v.clone() for k, v in structure.adversary.network_state().items()})
             style = StyleStage(self.setting, dual, average, judge, codes=found.codes, key=self.keys["style"])
             over = self._play(style, say, on_step)
@@ -195,7 +200,7 @@ class DualTraining:
             on_step=on_step,
         )
 
-    def _start(self) -> DualGenerator:
+    def start_model(self) -> DualGenerator:
         """Return the model before any training: colour transfer by initialisation."""
         options = self.options
         dual = DualGenerator.around(self.setting.base, rank=options.rank or None)
@@ -206,7 +211,7 @@ class DualTraining:
         dual.generator = self.setting.base
         return dual
 
-    def _adversary(self) -> Adversary:
+    def start_adversary(self) -> Adversary:
         networks, side = self.networks, self.setting.base.resolution
         pixels = self.setting.pictures.pixels[choose_evenly(len(self.setting.pictures), PROBE)]
         return make_adversary(

@@ -23,9 +23,7 @@ SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
-def paint_all(
-    dual: DualGenerator, intrinsic: Tensor, extrinsic: Tensor, weights: Weights = 1.0
-) -> Tensor:
+def paint_all(dual: DualGenerator, intrinsic: Tensor, extrinsic: Tensor, weights: Weights = 1.0) -> Tensor:
     """Paint codes (N, L, w_dim) with styles (N, L, w_dim), one each; (N, 3, R, R), clipped to [-1, 1]."""
     parts = zip(intrinsic.split(BATCH), extrinsic.split(BATCH), strict=True)
     return torch.cat([dual(who, how, weights).clamp(-1, 1) for who, how in parts])
@@ -177,7 +175,10 @@ def parts_sheet(dual: DualGenerator, who: Tensor, extrinsic: Tensor, exemplars: 
     rows: list[list[np.ndarray | None]] = [[None, *media.to_pixels(exemplars)]]
     for weights in (dual.weights(), dual.weights(1.0, 0.0), dual.weights(0.0, 1.0)):
         rows.append(
-            [*face, *media.to_pixels(paint_all(dual, who.expand_as(extrinsic), extrinsic, torch.tensor(weights)))]
+            [
+                *face,
+                *media.to_pixels(paint_all(dual, who.expand_as(extrinsic), extrinsic, torch.tensor(weights))),
+            ]
         )
     return media.make_sheet(rows, ["exemplar", "both", "structure", "color"])
 

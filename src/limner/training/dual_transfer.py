@@ -289,6 +289,8 @@ class StyleStage(TransferStage):
 def residual_size(dual: DualGenerator) -> Tensor:
     """Return the sum of the norms of the residual blocks' parameters; a weight of low rank counts as the product."""
     sizes = [block.size() for block in dual.structure.modules() if isinstance(block, LOW_RANK)]
-    products = {id(p) for m in dual.structure.modules() if isinstance(m, LOW_RANK) for p in (m.reduce, m.expand)}
+    products = {
+        id(p) for m in dual.structure.modules() if isinstance(m, LOW_RANK) for p in (m.reduce, m.expand)
+    }
     sizes += [parameter.norm() for parameter in dual.structure.parameters() if id(parameter) not in products]
     return torch.stack(sizes).sum()
