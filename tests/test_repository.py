@@ -22,12 +22,13 @@ ROOT = Path(__file__).parent.parent
 MB = 1_000_000
 # Family -> kinds of files, largest size of all of them together; the sum is the promise of 40 MB.
 BUDGETS = {
-    "perception": (("identity", "trunk", "detector"), 13 * MB),
-    "generator and discriminator": (("model",), 15 * MB),
-    "encoders": (("encoder",), 4 * MB),
+    "perception": (("identity", "trunk", "detector"), 12.6 * MB),
+    "generator and discriminator": (("model",), 14.1 * MB),
+    "encoders": (("encoder",), 3.4 * MB),
+    "translator": (("translator",), 2.2 * MB),
     "children": (("child",), 2 * MB),
     "styles": (("style",), 4 * MB),  # eight of at most half a megabyte
-    "dual": (("dual",), 2 * MB),
+    "dual": (("dual",), 1.7 * MB),
 }
 LARGEST_STYLE = MB // 2
 BUNDLE = ROOT / "recipes/bundle.yaml"  # not options of a command, but the list of jobs
@@ -109,6 +110,7 @@ def test_parents_of_bundled_models_are_bundled():
 def test_every_recipe_loads(file):
     """The folder says which command a recipe is for; what is missing stands on the command line."""
     own = f"train {file.stem.split('-')[0]}"  # encoder-128.yaml
+    own = {"train translate": "train translator"}.get(own, own)
     last = file.stem.split("-")[-1]  # image2stylegan-study.yaml
     found = [name for name in (own, last) if name in cli.COMMANDS]
     command = found[0] if found else RECIPE_COMMANDS[file.parent.name]

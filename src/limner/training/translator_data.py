@@ -137,7 +137,7 @@ def find_codes(
     teacher.check_base(generator)
     stamp = hashlib.sha256(f"{steps}|{mirror}|{tuple(pixels.shape)}".encode())
     stamp.update(pixels[:: max(1, len(pixels) // 64)].contiguous().numpy().tobytes())
-    for value in teacher.core.state_dict().values():
+    for _, value in sorted(teacher.core.state_dict().items()):
         stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
     file = keep / f"codes-{what}{'-mirrored' * mirror}-{stamp.hexdigest()[:12]}.npy"
     if file.is_file():
