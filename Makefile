@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.limner-installed
 
-.PHONY: help setup demo test test-slow lint format types bench models clean
+.PHONY: help setup demo test test-slow lint format types bench models gpu-pack gpu-dry clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ bench: setup  ## measure this machine: one table per file of benchmarks/
 
 models: setup  ## make every bundled model again that is stale (MODELS="--plan" only says which); goes on after a stop
 	$(BIN)/python scripts/make_models.py --jobs 2 $(MODELS)
+
+gpu-pack: setup  ## pack pictures for a borrowed GPU and print the calls to make (GPU="--state RUN" goes on); docs/gpu.md
+	$(BIN)/python scripts/gpu_run.py pack $(GPU)
+
+gpu-dry: setup  ## go the whole way to a borrowed GPU and back on this CPU, with a tiny budget
+	$(BIN)/python scripts/gpu_run.py dry
 
 clean:  ## delete the virtual environment and caches; pictures and training runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

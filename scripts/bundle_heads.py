@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ CARD = """# heads - generator and discriminator of synthetic heads, {resolution}
 | source | {source} |
 | licence | CC0-1.0 |
 | recipe | {recipe} |
-| training | generator {g_kimg:.1f} thousand images at {resolution} px, grown from a 64 px one that had seen {parent_kimg:.0f} thousand; discriminator {d_kimg:.1f} thousand |
+| training | generator {g_kimg:.1f} thousand images at {resolution} px, grown from a 64 px one that had seen {parent_kimg:.0f} thousand; discriminator {d_kimg:.1f} thousand |{hours}
 
 {history}
 
@@ -46,7 +47,7 @@ half, EfficientNet-Lite0 features at 128 px; not comparable with published Incep
 | precision | {precision:.2f} | {precision_floor:.2f} |
 | recall | {recall:.3f} | {recall_floor:.2f} |
 
-The bundled detector finds a face in {found} of 500 random heads (seeds 0-499, psi 1).
+The bundled detector finds a face in {found} of {faces} random heads (seeds from 0, psi 1).
 
 Limits: {limits}
 """
@@ -59,13 +60,22 @@ def count_faces(generator: Generator, seeds: int) -> int:
         z = torch.cat(
             [
                 torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(s))
-                for s in range(start, start + 20)
+                for s in range(start, min(start + 20, seeds))
             ]
         )
         with torch.no_grad():
             heads = to_pixels(generator(z))
         found += sum(bool(detect_faces(resize_pixels(head, (256, 256)))) for head in heads)
     return found
+
+
+def _describe_hours(provenance: dict[str, Any]) -> str:
+    """Return the card's line on time and what it brought; runs that began before hours were kept have none."""
+    figures = provenance["figures"]
+    if not figures.get("hours"):
+        return ""
+    reached = f", Frechet {figures['frechet']:.0f} at their end" if "frechet" in figures else ""
+    return f"\n| hours | {figures['hours']:.2f} of training at this size, measuring included{reached} (the run's log has it by hour) |"
 
 
 def main() -> None:
@@ -80,6 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--select", default="0-10999", help="which of them")
     parser.add_argument("--samples", type=int, default=2000, help="pictures per side")
+    parser.add_argument("--faces", type=int, default=500, help="random heads in which a face is looked for")
     parser.add_argument("--history", default="", help="sentences on how it came about, for the card")
     parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
     parser.add_argument(
@@ -117,10 +128,12 @@ def main() -> None:
         recipe=f"`{RECIPE}`",
         g_kimg=g_run["images"] / 1000,
         d_kimg=d_run["images"] / 1000,
+        hours=_describe_hours(base.metadata["provenance"]),
         parent_kimg=arguments.parent_kimg,
         history=arguments.history,
         samples=stick.samples,
-        found=count_faces(generator.eval(), 500),
+        found=count_faces(generator.eval(), arguments.faces),
+        faces=arguments.faces,
         limits=arguments.limits,
         **figures,
     )

@@ -147,6 +147,12 @@ class GanTraining:
         self.out = Path(run.options.out)
         self.game: Game = make_game(run)
         self.journal = Journal(self.out / "log.jsonl")
+        self.seconds = 0.0  # of training, measuring included, over all calls up to the last saved state
+
+    @property
+    def hours(self) -> float:
+        """Hours of training so far, over all calls; what was lost with a killed one does not count."""
+        return self.seconds / 3600
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides how the run goes on."""
@@ -154,6 +160,7 @@ class GanTraining:
         return {
             "step": run.step,
             "images": run.images,
+            "seconds": self.seconds,
             "G": run.G.state_dict(),
             "ema": run.ema.state_dict(),
             "D": run.D.own_state() if isinstance(run.D, ProjectedDiscriminator) else run.D.state_dict(),
@@ -177,6 +184,7 @@ class GanTraining:
                 run.D.load_state_dict(state["D"])
             run.new_parameters = frozenset(state["new_parameters"])
             run.step, run.images = state["step"], state["images"]
+            self.seconds = state.get("seconds", 0.0)  # runs begun before hours were kept have none
             self.game.load_state(state["game"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise KeyMismatchError(
@@ -199,7 +207,7 @@ class GanTraining:
         """Train to the end, or until the time limit or a signal; return whether the end was reached."""
         run, options = self.run, self.run.options
         clock = Clock(limit_s=options.seconds, save_s=options.save_seconds)
-        start = run.images
+        start, earlier = run.images, self.seconds
         with clock.signals():
             while run.kimg < options.kimg and not run.runtime.agree(clock.should_stop()):
                 random = StepRandom(options.seed, run.step + 1, run.runtime.rank, run.runtime.device)
@@ -217,6 +225,7 @@ class GanTraining:
                         ramp=options.ema_rampup,
                     )
                 record |= {"kimg": run.kimg, "img_per_s": (run.images - start) / max(clock.seconds, 1e-9)}
+                self.seconds = earlier + clock.seconds
                 self._after_step(record, before, clock)
                 if on_step and run.runtime.is_main:
                     on_step(record)
@@ -233,6 +242,7 @@ class GanTraining:
 
         if passed(options.metric_kimg) and self.figures and options.metric_samples:
             record |= self.figures(run)
+        record["hours"] = self.hours
         if run.step % 20 == 0 or "frechet" in record:
             self.journal.write(record)
         if passed(options.sheet_kimg):
@@ -250,7 +260,8 @@ class GanTraining:
         self.write_sheet()
         figures = self.figures(run) if self.figures and run.options.metric_samples else {}
         if figures:
-            self.journal.write({"kimg": run.kimg, **figures})
+            self.journal.write({"kimg": run.kimg, "hours": self.hours, **figures})
+        figures = {**figures, "hours": self.hours}
         if self.export:
             self.export(run, self.out / "model.safetensors", figures)
         return figures

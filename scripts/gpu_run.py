@@ -1,0 +1,746 @@
+"""Train on a borrowed GPU: a machine without network that takes single commands, small parcels and little time.
+
+    python scripts/gpu_run.py pack                     # boxes below runs/gpu, and the exact calls to make
+    python scripts/gpu_run.py fetch FOLDER             # what a call brought back, as a run that limner resumes
+    python scripts/gpu_run.py pack --state runs/gpu/stage-0    # go on from there on another machine
+    python scripts/gpu_run.py dry                      # all of it on this machine, on the CPU, with a tiny budget
+
+`call` is what runs there; `pack` prints it. It needs torch, numpy, Pillow and safetensors. docs/gpu.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from limner import zoo
+from limner.app.cli import main as limner
+from limner.errors import CheckpointError, LimnerError, OptionError
+from limner.options import from_mapping, read_recipe
+from limner.training.data import list_pictures, read_pictures
+from limner.training.gan import GanTraining, build_run
+from limner.training.options import GanOptions
+from limner.training.parcels import MANIFEST, grow_state, join_file, shrink_state, split_file
+from limner.training.run import Runtime, StepRandom, load_state, save_state
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 2**20
+SENT_MIB = 62.0  # of 64: the tree with what is carried
+PART_BYTES = int(15.5 * MIB)  # of 16 MiB: one file that comes back
+BACK_BYTES, BACK_FILES = 62 * MIB, 8  # all that come back, of 64 MiB
+COMMAND_CHARACTERS = 2000
+CALL_S, LEASE_S = 600, 1800
+START_S, RESERVE_S, BETWEEN_S, AROUND_S = (
+    120,
+    120,
+    50,
+    100,
+)  # machine's start; spare; transfers; loading and packing
+DECAY_SHARE = 0.35  # of a stage's images, over which its rates fall
+FIGURE_S = 120  # between measured figures
+STATE_ONLY = 0.0  # seconds of a call that only takes a box
+WORK = "/tmp/limner-gpu"
+DRY_ROOM_MIB = 24
+BLOCKED = (
+    "rich",
+    "yaml",
+    "matplotlib",
+    "lightning_fabric",
+    "lightning_utilities",
+    "scipy",
+    "skimage",
+    "moderngl",
+    "imageio",
+)
+
+
+# Here: packing
+
+
+def tree_bytes(root: Path) -> int:
+    """Return the bytes of what git tracks or does not ignore, and of ``shared/``: all that travels by itself."""
+    files = {root / name for name in tree_files(root)}
+    shared = root / "shared"
+    files |= {path for path in shared.rglob("*") if path.is_file()} if shared.is_dir() else set()
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def tree_files(root: Path) -> list[str]:
+    """Return what git tracks or does not ignore, relative to ``root``."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=root, check=True, capture_output=True).stdout
+    return sorted({name for name in listed.decode().split("\0") if name and (root / name).is_file()})
+
+
+def pack(arguments: argparse.Namespace) -> int:
+    """Fill boxes with a state, if there is one, and pictures; print the calls."""
+    room = int((arguments.sent_mib or SENT_MIB) * MIB) - tree_bytes(ROOT)
+    if room < 2 * MIB:
+        raise OptionError(
+            f"the tree leaves {room / MIB:.1f} MiB of {SENT_MIB:g} to carry; ignore or remove large files first"
+        )
+    out: Path = arguments.out
+    for old in out.glob("box-*"):
+        shutil.rmtree(old)
+    boxes = _Boxes(out, room)
+    stage = 0
+    if arguments.state:
+        stage = _pack_state(arguments.state, boxes)
+    first = boxes.last  # training begins where the first pictures come
+    recipe = read_recipe(arguments.recipe[0])
+    data, select = arguments.data or recipe["data"], arguments.select or recipe.get("select", "")
+    count = _pack_pictures(Path(data), select, arguments.size, arguments.quality, boxes, arguments.most)
+    calls = max(arguments.calls, boxes.last + 1)
+    training = calls - first
+    each = min(CALL_S - AROUND_S, (LEASE_S - START_S - RESERVE_S - first * BETWEEN_S) / training - BETWEEN_S)
+    each = arguments.seconds or each
+    switch = min(arguments.switch, training - 1) if len(arguments.recipe) > 1 else training
+    overrides = dict(word.split("=", 1) for word in arguments.set)
+    for call in range(calls):
+        at = stage if call - first < switch else max(stage, 1)
+        plan = {
+            "call": call,
+            "stage": at,
+            "seconds": STATE_ONLY if call < first else each,
+            "left_s": sum(
+                each for later in range(max(call, first), calls) if (later - first < switch) == (at == 0)
+            ),
+            "options": {
+                "precision": "bf16",
+                **read_recipe(arguments.recipe[min(at, len(arguments.recipe) - 1)]),
+                **overrides,
+            },
+        }
+        boxes.folder(call)
+        (out / f"box-{call}" / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{count} pictures of {arguments.size} px in {boxes.last + 1} boxes; {room / MIB:.1f} MiB may be carried beside the tree"
+    )
+    for call in range(calls):
+        print(json.dumps(call_of(out, call)))
+    return 0
+
+
+def call_of(out: Path, call: int) -> dict[str, Any]:
+    """Return the arguments of one call of the machine's tool."""
+    box = out / f"box-{call}"
+    plan = json.loads((box / "plan.json").read_text(encoding="utf-8"))
+    here = box.resolve().relative_to(ROOT.resolve())
+    command = (
+        "export PYTHONUNBUFFERED=1 PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}; "
+        f'python3 scripts/gpu_run.py call {here} --out "$OUT"'
+    )
+    assert len(command) <= COMMAND_CHARACTERS
+    return {
+        "command": command,
+        "carry": [str(here)],
+        "timeout_s": min(CALL_S, int(plan["seconds"] + AROUND_S)),
+    }
+
+
+class _Boxes:
+    """Folders that are filled one after the other."""
+
+    def __init__(self, out: Path, room: int):
+        self.out, self.room, self.last, self.used = out, room, 0, 0
+
+    def folder(self, number: int) -> Path:
+        folder = self.out / f"box-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def place_for(self, size: int) -> Path:
+        """Return the folder in which a file of so many bytes goes."""
+        if self.used and self.used + size > self.room:
+            self.last, self.used = self.last + 1, 0
+        self.used += size
+        return self.folder(self.last)
+
+
+def _pack_state(run: Path, boxes: _Boxes) -> int:
+    about = json.loads((run / "stage.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as place:
+        parcel = Path(place) / "state.pt"
+        torch.save(
+            {**about, "state": shrink_state(load_state(run / "state.pt", torch.device("cpu")))}, parcel
+        )
+        for part in split_file(parcel, Path(place) / "parts", part_bytes=boxes.room - MIB // 4):
+            shutil.copy2(part, boxes.place_for(part.stat().st_size))
+        for name in ("log.jsonl",):
+            if (run / name).exists():
+                shutil.copy2(run / name, boxes.place_for((run / name).stat().st_size))
+    return about["stage"]
+
+
+def _pack_pictures(data: Path, select: str, size: int, quality: int, boxes: _Boxes, most: int) -> int:
+    """Pack WebP pictures in a random order, so that every box is a fair sample; return how many."""
+    names = list_pictures(data, select)
+    random.Random(0).shuffle(names)
+    names = names[:most] if most else names
+    waiting: list[tuple[str, bytes]] = []
+    held = 0
+
+    def close() -> None:
+        nonlocal held
+        with zipfile.ZipFile(boxes.place_for(held) / "pictures.zip", "w", zipfile.ZIP_STORED) as archive:
+            for name, blob in waiting:
+                archive.writestr(name, blob)
+        waiting.clear()
+        held = 0
+
+    for name, pixels in zip(names, read_pictures(data, names, size), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "WEBP", quality=quality, method=4)
+        entry = str(Path(name).with_suffix(".webp"))
+        weight = file.tell() + 2 * len(entry) + 100  # a zip's entry and its line in the table
+        if waiting and boxes.used + held + weight > boxes.room:
+            full = boxes.used + held
+            close()
+            boxes.used = max(boxes.used, full)
+            boxes.last, boxes.used = boxes.last + 1, 0
+        waiting.append((entry, file.getvalue()))
+        held += weight
+    close()
+    return len(names)
+
+
+# There: one call
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Take a box, train for its seconds, and leave what goes back in ``out``."""
+    began = time.monotonic()
+    plan = json.loads((arguments.box / "plan.json").read_text(encoding="utf-8"))
+    work: Path = arguments.work
+    _unpack(arguments.box, work, plan["call"])
+    names = ", ".join(f"{name} {module.__version__}" for name, module in _versions().items())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(
+        f"call {plan['call']}: {names}, {gpu}; limner from {Path(zoo.__file__).parent}; box taken in {time.monotonic() - began:.1f} s"
+    )
+    if plan["seconds"] == STATE_ONLY:
+        return 0
+    run = work / f"stage-{plan['stage']}"
+    options = from_mapping(
+        GanOptions, plan["options"] | {"data": str(work / "pictures"), "select": "", "out": str(run)}
+    )
+    if (
+        not (run / "state.pt").exists()
+        and (before := work / f"stage-{plan['stage'] - 1}/model.safetensors").exists()
+    ):
+        options = dataclasses.replace(options, init=str(before))
+    options = _within(options, plan, run)
+    code = limner(["train", "gan", *_words(options)])
+    for file in bring_back(run, arguments.out, plan):
+        print(f"{file.name}: {file.stat().st_size / MIB:.2f} MiB")
+    print(f"call {plan['call']} took {time.monotonic() - began:.0f} s")
+    return code
+
+
+def _versions() -> dict[str, Any]:
+    import numpy
+    import PIL
+    import safetensors
+
+    return {
+        "python": argparse.Namespace(__version__=sys.version.split()[0]),
+        "torch": torch,
+        "numpy": numpy,
+        "Pillow": PIL,
+        "safetensors": safetensors,
+    }
+
+
+def _unpack(box: Path, work: Path, number: int) -> None:
+    missing = [n for n in range(number) if not (work / f"box-{n}").exists()]
+    if missing:
+        raise OptionError(
+            f"{work} lacks what the calls {missing} brought: this is another machine. Fetch the last results, then "
+            "`gpu_run.py pack --state`; or make the earlier calls again"
+        )
+    inbox = work / "inbox"
+    inbox.mkdir(parents=True, exist_ok=True)
+    for file in box.iterdir():
+        if file.name == "pictures.zip":
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(work / "pictures")
+        else:
+            shutil.copy2(file, inbox)
+    manifest = inbox / f"state.pt.{MANIFEST}"
+    if manifest.exists() and join_file(manifest, work / "state.pt"):
+        manifest.unlink()
+        open_parcel(work / "state.pt", work, log=inbox / "log.jsonl")
+    (work / f"box-{number}").touch()
+
+
+def open_parcel(parcel: Path, into: Path, *, log: Path) -> Path:
+    """Make the folder of a run from a parcel; return it."""
+    about = load_state(parcel, torch.device("cpu"))
+    run = into / f"stage-{about['stage']}"
+    run.mkdir(parents=True, exist_ok=True)
+    save_state(run / "state.pt", grow_state(about["state"]))
+    (run / "stage.json").write_text(json.dumps({"stage": about["stage"]}) + "\n", encoding="utf-8")
+    if log.exists():
+        shutil.copy2(log, run / "log.jsonl")
+    return run
+
+
+def _within(options: GanOptions, plan: dict[str, Any], run: Path) -> GanOptions:
+    """Return the options with as many images as the time that is left allows, and the precision that is faster."""
+    kept = run / "speed.json"
+    seen = (
+        load_state(run / "state.pt", torch.device("cpu"))["images"] / 1000
+        if (run / "state.pt").exists()
+        else 0.0
+    )
+    if kept.exists():
+        precision, speed = json.loads(kept.read_text(encoding="utf-8"))
+        lines = (
+            (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            if (run / "log.jsonl").exists()
+            else []
+        )
+        speed = next((r["img_per_s"] for r in map(json.loads, reversed(lines)) if "img_per_s" in r), speed)
+    else:
+        precision, speed = probe(options)
+        run.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps([precision, speed]), encoding="utf-8")
+    kimg = seen + max(speed * plan["left_s"], options.batch_size) / 1000
+    print(f"{speed:.1f} images a second in {precision}, {kimg:.1f} kimg planned for this stage")
+    every = max(speed * FIGURE_S / 1000, 0.001)
+    return dataclasses.replace(
+        options,
+        kimg=kimg,
+        decay_kimg=DECAY_SHARE * kimg,
+        grow_kimg=min(options.grow_kimg, 0.1 * kimg),
+        warmup_kimg=min(options.warmup_kimg, 0.05 * kimg),
+        seconds=plan["seconds"],
+        precision=precision,
+        metric_kimg=every,
+        sheet_kimg=every,
+        save_seconds=60.0,
+    )
+
+
+def probe(options: GanOptions) -> tuple[str, float]:
+    """Try the arithmetics that there are and return the fastest one whose losses are finite, with images per second.
+
+    Raises:
+        OptionError: none works.
+    """
+    from limner import checkpoints
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout: Any = {"memory_format": torch.channels_last}
+    trunk = zoo.load("lite0").to(device, **layout)
+    parent = checkpoints.load(zoo.resolve(options.init)).generator if options.init else None
+    speeds: dict[str, float] = {}
+    for precision in ("fp32", "bf16") if options.precision == "bf16" else ("fp32",):
+        try:
+            run = build_run(options, Runtime(device, precision), trunk=trunk, parent=parent)
+            game = GanTraining(run).game
+            spent, images = 0.0, 0
+            for step in range(200):
+                began = time.monotonic()
+                record = game.step(StepRandom(options.seed, step + 1, 0, device))
+                if not all(value == value and abs(value) < 1e30 for value in record.values()):
+                    raise FloatingPointError(f"losses {record}")
+                if step >= (5 if device.type == "cuda" else 1):  # the first ones choose kernels
+                    spent, images = spent + time.monotonic() - began, images + options.batch_size
+                if spent > (5 if device.type == "cuda" else 1):
+                    break
+            speeds[precision] = images / spent
+            print(f"probe: {precision} {speeds[precision]:.1f} images a second")
+        except (
+            RuntimeError,
+            FloatingPointError,
+            TypeError,
+        ) as error:  # a dtype that a kernel lacks, too little memory
+            print(f"probe: {precision} does not work: {str(error).splitlines()[0]}")
+    if not speeds:
+        raise OptionError("neither fp32 nor bf16 trains here; see the lines above")
+    best = max(speeds, key=lambda name: speeds[name])
+    return best, speeds[best]
+
+
+def _words(options: GanOptions) -> list[str]:
+    """Return the options that are not at their default as words of the command line."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            flag = field.name.replace("_", "-")
+            words += [f"--no-{flag}" if value is False else f"--{flag}"] + (
+                [] if isinstance(value, bool) else [str(value)]
+            )
+    return words
+
+
+def bring_back(run: Path, out: Path, plan: dict[str, Any]) -> list[Path]:
+    """Write what goes back, within the limits: the parcel in parts, log, last sheet and, where there is room, the model.
+
+    Raises:
+        CheckpointError: the state is too large even so.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    parcel = run / "parcel" / "state.pt"
+    parcel.parent.mkdir(exist_ok=True)
+    state = load_state(run / "state.pt", torch.device("cpu"))
+    torch.save({"stage": plan["stage"], "state": shrink_state(state)}, parcel)
+    files = split_file(parcel, out, part_bytes=PART_BYTES)
+    if (run / "log.jsonl").exists():
+        files.append(Path(shutil.copy2(run / "log.jsonl", out)))
+    others = [
+        run / "model.safetensors",
+        *sorted(run.glob("sheets/*.png"), key=lambda path: path.stat().st_mtime)[-1:],
+    ]
+    for file in others:
+        size = file.stat().st_size if file.exists() else 0
+        if (
+            size
+            and size < PART_BYTES
+            and len(files) < BACK_FILES
+            and size + sum(f.stat().st_size for f in files) < BACK_BYTES
+        ):
+            files.append(
+                Path(shutil.copy2(file, out / ("sheet.png" if file.suffix == ".png" else file.name)))
+            )
+    total = sum(file.stat().st_size for file in files)
+    if len(files) > BACK_FILES or total > BACK_BYTES:
+        raise CheckpointError(
+            f"{len(files)} files of {total / MIB:.1f} MiB are to go back, {BACK_FILES} of {BACK_BYTES / MIB:g} may; "
+            "the model alone lies in the run's folder there: copy it to $OUT in one more call"
+        )
+    return files
+
+
+# Here again
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Make a run's folder of what a call brought back; `limner train gan --out` resumes it."""
+    came: Path = arguments.folder
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    parcel = arguments.to / "parcel.pt"
+    manifest = came / f"state.pt.{MANIFEST}"
+    if not manifest.exists() or not join_file(manifest, parcel):
+        raise CheckpointError(
+            f"{came} does not hold all parts of a state; see {manifest.name} and the call's `files`"
+        )
+    run = open_parcel(parcel, arguments.to, log=came / "log.jsonl")
+    parcel.unlink()
+    for name in ("model.safetensors", "sheet.png"):
+        if (came / name).exists():
+            shutil.copy2(came / name, run / name)
+    state = load_state(run / "state.pt", torch.device("cpu"))
+    print(f"{run}: {state['images'] / 1000:.1f} kimg, {state['seconds'] / 3600:.2f} hours of training")
+    return 0
+
+
+GUARD = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def dry(arguments: argparse.Namespace) -> int:
+    """Go the whole way on the CPU: pack, send, train, bring back, fetch, send to another machine, grow, bundle.
+
+    Raises:
+        CheckpointError: something is not as it should be.
+    """
+    own = ROOT / "runs" / f"gpu-dry-{os.getpid()}"
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        try:
+            _dry(arguments, own, place)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    print("dry run: everything went through")
+    return 0
+
+
+def _dry(arguments: argparse.Namespace, own: Path, place: Path) -> None:
+    data = arguments.data or _some_heads(place / "heads", arguments.most)
+    # Little room, so that the state needs two boxes.
+    sent = tree_bytes(ROOT) / MIB + DRY_ROOM_MIB
+    common = ["--data", str(data), "--most", str(arguments.most), "--seconds", str(arguments.seconds)]
+    tiny = {
+        "batch_size": 4,
+        "metric_samples": 8,
+        "w_samples": 100,
+        "feature_resolution": 64,
+        "precision": "fp32",
+    }
+    common += [word for item in tiny.items() for word in ("--set", "=".join(map(str, item)))]
+    common += ["--sent-mib", str(sent), "--recipe", str(ROOT / "recipes/heads-128-gpu.yaml")]
+
+    _say("a first machine: one call at 128 px")
+    _run(["pack", *common, "--calls", "1", "--out", str(own / "first")])
+    first = _Machine(place / "first", arguments.threads)
+    first.call(call_of(own / "first", 0))
+    _run(["fetch", str(first.out), "--to", str(own / "fetched")])
+    seen = _images(own / "fetched/stage-0")
+
+    _say("a second machine: the state in two boxes, one call at 128 px, one at 256 px")
+    again = ["--recipe", str(ROOT / "recipes/heads-256.yaml"), "--switch", "1", "--calls", "3"]
+    _run(["pack", *common, *again, "--state", str(own / "fetched/stage-0"), "--out", str(own / "second")])
+    second = _Machine(place / "second", arguments.threads)
+    for number in range(3):
+        second.call(call_of(own / "second", number))
+        if number:
+            _run(["fetch", str(second.out), "--to", str(own / "grown")])
+    if _images(own / "grown/stage-0") <= seen:
+        raise CheckpointError(f"the second machine did not go on from {seen} images")
+
+    _say("bundling")
+    model = own / "grown/stage-1/model.safetensors"
+    teach = {"init": model, "resolution": 256, "discriminator": "stylegan2", "batch_size": 4, "kimg": 0.004}
+    teach |= {"data": data, "metric_samples": 0, "w_samples": 100, "out": own / "teacher"}
+    words = [word for key, value in teach.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    if limner(
+        [
+            "train",
+            "gan",
+            *words,
+            "--only-discriminator",
+            "--threads",
+            str(arguments.threads),
+            "--device",
+            "cpu",
+        ]
+    ):
+        raise CheckpointError("the discriminator for JoJoGAN could not be trained")
+    bundle = [
+        sys.executable,
+        str(ROOT / "scripts/bundle_heads.py"),
+        str(model),
+        str(own / "teacher/model.safetensors"),
+    ]
+    bundle += [
+        "--data",
+        str(data),
+        "--select",
+        "",
+        "--samples",
+        "8",
+        "--faces",
+        "20",
+        "--out",
+        str(place / "heads.safetensors"),
+    ]
+    subprocess.run(
+        bundle, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL
+    )
+    _check_bundle(place / "heads.safetensors", own / "grown/stage-1")
+
+
+def _check_bundle(file: Path, run: Path) -> None:
+    """Check that the bundled generator is the averaged one that came back, to half precision."""
+    from limner.checkpoints import load
+
+    generator = load(file).generator
+    assert generator is not None
+    trained = load_state(run / "state.pt", torch.device("cpu"))["ema"]
+    own = generator.state_dict()
+    worst = max(
+        float((own[name] - value).abs().max() / value.abs().max().clamp(min=1e-3))
+        for name, value in trained.items()
+        if name != "w_avg"  # of the model it is measured from more samples
+    )
+    if generator.resolution != 256 or worst > 1e-3:
+        raise CheckpointError(
+            f"{file} is not the generator of {run}: they differ by {worst:.2g} of the largest weight"
+        )
+    print(
+        f"bundled: {file.stat().st_size / MIB:.2f} MiB at {generator.resolution} px, {worst:.1g} from the trained weights"
+    )
+
+
+class _Machine:
+    """A folder that stands for a machine: the tree as it travels, nothing else installed, nothing in its cache."""
+
+    def __init__(self, place: Path, threads: int):
+        self.tree, self.out, self.work = place / "tree", place / "out", place / "work"
+        for name in tree_files(ROOT):
+            target = self.tree / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+        guard, programs = place / "guard", place / "programs"
+        guard.mkdir()
+        (guard / "sitecustomize.py").write_text(GUARD.format(blocked=set(BLOCKED)), encoding="utf-8")
+        programs.mkdir()
+        (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        (programs / "python3").chmod(0o755)
+        self.environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("LIMNER_", "PYTHON"))
+            },
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(guard),
+            "OUT": str(self.out),
+            "LIMNER_CACHE": str(place / "cache"),
+            "LIMNER_GPU_WORK": str(self.work),
+            "OMP_NUM_THREADS": str(threads),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+
+    def call(self, arguments: dict[str, Any]) -> None:
+        """Do what the tool does: take the carried paths along, empty ``OUT``, run the command, look at what comes back."""
+        for path in arguments["carry"]:
+            shutil.copytree(ROOT / path, self.tree / path, dirs_exist_ok=True)
+        carried = sum(
+            f.stat().st_size for path in arguments["carry"] for f in (ROOT / path).rglob("*") if f.is_file()
+        )
+        total = (tree_bytes(ROOT) + carried) / MIB
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        done = subprocess.run(
+            ["bash", "-c", arguments["command"]],
+            cwd=self.tree,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        print("   " + done.stdout.replace("\n", "\n   ").rstrip())
+        if f"limner from {self.tree.resolve()}" not in done.stdout:
+            raise CheckpointError(
+                f"the call did not run the code that was sent: {done.stdout} {done.stderr[-2000:]}"
+            )
+        for path in arguments["carry"]:
+            shutil.rmtree(self.tree / path)
+        if done.returncode:
+            raise CheckpointError(f"a call ended with {done.returncode}: {done.stderr[-2000:]}")
+        files = list(self.out.iterdir())
+        sizes = [file.stat().st_size for file in files]
+        if (
+            total > 100
+            or len(files) > BACK_FILES
+            or sum(sizes) > BACK_BYTES
+            or max(sizes, default=0) > 16 * MIB
+        ):
+            raise CheckpointError(
+                f"limits are broken: {total:.1f} MiB there, {[(f.name, f.stat().st_size) for f in files]}"
+            )
+
+
+def _some_heads(folder: Path, count: int) -> Path:
+    """Paint pictures with the bundled generator, for machines without renders."""
+    folder.mkdir(parents=True)
+    generator = zoo.load(zoo.DEFAULT_GENERATOR).generator
+    for start in range(0, count, 8):
+        z = torch.randn(8, generator.z_dim, generator=torch.Generator().manual_seed(start))
+        with torch.no_grad():
+            pixels = ((generator(z).clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+        for i, head in enumerate(pixels[: count - start]):
+            Image.fromarray(head).resize((256, 256), Image.Resampling.BICUBIC).save(
+                folder / f"{start + i:06d}.png"
+            )
+    return folder
+
+
+def _images(run: Path) -> int:
+    return load_state(run / "state.pt", torch.device("cpu"))["images"]
+
+
+def _say(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+def _run(words: list[str]) -> None:
+    arguments = parse(words)
+    arguments.run(arguments)
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0])
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("pack", pack)
+    sub.add_argument("--data", default="", help="folder or zip of pictures; default: the first recipe's")
+    sub.add_argument(
+        "--select", default="", help="FIRST-LAST; default: the first recipe's, if data is its too"
+    )
+    sub.add_argument("--size", type=int, default=256, help="side of the packed pictures in px (256)")
+    sub.add_argument("--quality", type=int, default=70, help="of the WebP files (70)")
+    sub.add_argument("--most", type=int, default=0, help="take so many pictures, at random; 0: all")
+    sub.add_argument("--state", type=Path, help="a run that `fetch` made, to go on with on another machine")
+    sub.add_argument("--recipe", action="append", default=[], help="stages, in order; twice for growing")
+    sub.add_argument(
+        "--switch", type=int, default=2, help="training calls of the first stage, if there are two (2)"
+    )
+    sub.add_argument("--calls", type=int, default=3, help="at least so many (3)")
+    sub.add_argument(
+        "--seconds", type=float, default=0, help="of training per call; 0: what the lease allows"
+    )
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="overrule the recipes"
+    )
+    sub.add_argument("--sent-mib", type=float, default=0, help=f"limit of tree and box ({SENT_MIB:g})")
+    sub.add_argument(
+        "--out", type=Path, default=ROOT / "runs/gpu", help="folder for boxes, below the repository, ignored"
+    )
+    sub = command("call", call)
+    sub.add_argument("box", type=Path, help="folder that was carried")
+    sub.add_argument("--out", type=Path, required=True, help="folder that comes back")
+    sub.add_argument(
+        "--work",
+        type=Path,
+        default=Path(os.environ.get("LIMNER_GPU_WORK", WORK)),
+        help="folder that stays there",
+    )
+    sub = command("fetch", fetch)
+    sub.add_argument("folder", type=Path, help="what came back")
+    sub.add_argument("--to", type=Path, default=ROOT / "runs/gpu", help="folder for runs")
+    sub = command("dry", dry)
+    sub.add_argument("--data", default="", help="pictures; default: some that the bundled generator paints")
+    sub.add_argument("--most", type=int, default=24, help="take so many pictures (24)")
+    sub.add_argument("--seconds", type=float, default=3, help="of training per call (3)")
+    sub.add_argument("--threads", type=int, default=1, help="of every process (1)")
+    arguments = parser.parse_args(words)
+    if getattr(arguments, "recipe", None) == []:
+        arguments.recipe = [str(ROOT / "recipes/heads-128-gpu.yaml")]
+    return arguments
+
+
+def main() -> int:
+    """Run a command; a mistake is one line."""
+    arguments = parse()
+    try:
+        return arguments.run(arguments)
+    except LimnerError as error:
+        print(f"gpu_run: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
