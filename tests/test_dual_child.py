@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 
 from limner import checkpoints
 from limner.checkpoints import Checkpoint, save
-from limner.checkpoints.dual_child import KIND, pack_codes, save_dual, unpack_codes, weight_gains
+from limner.checkpoints.dual_child import (
+    KIND,
+    pack_codes,
+    read_extrinsic,
+    save_dual,
+    unpack_codes,
+    weight_gains,
+)
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.nn.dual_start import start_extrinsic
 from limner.nn.dualstylegan import DualGenerator
@@ -155,3 +162,54 @@ def test_damage_and_small_budgets_are_said(file, dual, codes):
         save_dual(dual, codes, make_generator(), file, base_name="base", start_seed=7, budget_bytes=2000)
     with pytest.raises(CheckpointError, match="no style codes"):
         save_dual(dual, {}, make_generator(), file, base_name="base", start_seed=7)
+
+
+# Models of low rank
+
+
+def make_low_rank(generator, codes, folder, **changes):
+    """Train nothing, but move the factors; write the packed model with its base beside it."""
+    made = DualGenerator.around(generator, rank=3)
+    start_extrinsic(made, seed=7)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            if name.startswith(("structure", "color")):
+                value.add_(0.1 * torch.randn_like(value))
+    made = made.eval().requires_grad_(False)
+    save(Checkpoint(generator=generator), folder / "base.safetensors")
+    options = {"base_name": "base", "start_seed": 7, "budget_bytes": ROOM} | changes
+    figures = save_dual(made, codes, generator, folder / "low.safetensors", **options)
+    return made, figures
+
+
+def test_a_model_of_low_rank_loses_next_to_nothing(tmp_path, codes):
+    made, figures = make_low_rank(make_generator(), codes, tmp_path)
+    assert figures["picture_error"] < 0.1 * figures["picture_change"]
+    with safe_open(tmp_path / "low.safetensors", framework="pt") as opened:
+        names = list(opened.keys())
+    assert any(name.startswith("whole.structure.0.conv0.reduce") for name in names)
+    assert not any(name.startswith(("delta.", "whole.style")) for name in names)  # made from the number again
+    model = checkpoints.load(tmp_path / "low.safetensors").dual
+    assert model is not None
+    assert model.rank == 3
+    near, far = paint(model, codes["000.jpg"]), paint(made, codes["000.jpg"])
+    assert (near - far).square().mean().sqrt() < 0.02
+
+
+def test_a_rank_too_high_for_the_budget_is_said(tmp_path, codes):
+    with pytest.raises(CheckpointError, match="of rank 3 needs"):
+        make_low_rank(make_generator(), codes, tmp_path, budget_bytes=12_000)
+
+
+def test_the_extrinsic_path_serves_another_base(tmp_path, codes):
+    made, _ = make_low_rank(make_generator(), codes, tmp_path)
+    other = DualGenerator.around(make_generator(1), rank=3)
+    note = read_extrinsic(tmp_path / "low.safetensors", other)
+    assert "low.safetensors" in note
+    assert torch.allclose(other.structure[2].conv0.reduce, made.structure[2].conv0.reduce, atol=0.02)
+    assert other.generator.w_avg.equal(make_generator(1).w_avg)
+    with pytest.raises(KeyMismatchError, match="has an extrinsic path of"):
+        read_extrinsic(tmp_path / "low.safetensors", DualGenerator.around(make_generator(1)))
+    with pytest.raises(CheckpointError, match="no DualStyleGAN kept as a difference"):
+        read_extrinsic(tmp_path / "base.safetensors", other)

@@ -23,6 +23,15 @@ from limner.training import options as gan_options
 from limner.training.dual import DualTraining, Networks, table_of
 from limner.training.dual_adversary import make_adversary
 from limner.training.dual_eyes import Eyes
+from limner.training.dual_figures import (
+    content_by_style,
+    gram_distances,
+    grams,
+    measure_pairs,
+    measure_selectivity,
+    parts_sheet,
+    sweep_sheet,
+)
 from limner.training.dual_options import STAGES, DualTrainOptions, stage_key
 from limner.training.dual_pairs import DestylizeStage, RefineStage, Setting, choose_evenly, nearest_z_plus
 from limner.training.dual_sampler import SamplerStage, match
@@ -498,3 +507,89 @@ def test_command(folder, tmp_path, styled, capsys):
     assert "perceptual lite0, identity dlib" in told.err
     assert main(["train", "dual"]) == 2
     assert "--images DIR" in capsys.readouterr().err
+
+
+# Low rank, warm start, lengths
+
+
+def test_training_of_low_rank_leaves_the_hashed_network_alone(folder, tmp_path):
+    training = make_training(folder, tmp_path / "out", rank=2, lr=0.01)
+    dual, average, judge = make_players(training)
+    before = {name: value.clone() for name, value in dual.state_dict().items()}
+    stage = StyleStage(training.setting, dual, average, judge, codes=start_codes(training.setting), key="")
+    play_steps(stage, 2)
+    after = dual.state_dict()
+    changed = {name.partition(".")[0] for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"structure", "color"}
+    whole = dual.merged()
+    conv, affine = (
+        sum(p.detach().norm().item() for name, p in whole.structure.named_parameters() if kind in name)
+        for kind in ("conv", "affine")
+    )
+    assert residual_size(dual).item() == pytest.approx(conv + affine, rel=1e-4)
+
+
+def test_a_run_starts_from_an_earlier_model_of_another_base(folder, tmp_path, styled):
+    first = make_training(folder, tmp_path / "one", rank=2, tuned=styled, until="structure")
+    assert first.run()
+    earlier = checkpoints.load(tmp_path / "one" / "model.safetensors").dual
+    assert earlier is not None
+    options = DualTrainOptions(
+        images=str(folder),
+        out=str(tmp_path / "two"),
+        **{**TINY, "rank": 2, "init": str(tmp_path / "one" / "model.safetensors")},
+    )
+    networks = Networks(make_generator(4), "other", Small(), small_eyes())
+    warm = DualTraining(options, Runtime(CPU), networks).start_model()
+    assert warm.structure[1].conv1.expand.equal(earlier.structure[1].conv1.expand)
+    assert not warm.generator.w_avg.equal(earlier.generator.w_avg)
+    other = dataclasses.replace(options, rank=3)
+    with pytest.raises(KeyMismatchError, match="has an extrinsic path of"):
+        DualTraining(other, Runtime(CPU), networks).start_model()
+
+
+def test_one_number_scales_all_lengths():
+    options = DualTrainOptions(scale=0.5, refine_steps=3, destylize_code_steps=0)
+    scaled = options.scaled()
+    assert scaled.scale == 1.0
+    assert scaled.style_kimg == options.style_kimg / 2
+    assert scaled.refine_steps == 2
+    assert scaled.destylize_code_steps == 0
+    assert scaled.batch_size == options.batch_size
+
+
+def test_a_face_found_from_its_code_is_nearer(folder, tmp_path, styled):
+    near = {}
+    for way in ("image", "code"):
+        training = make_training(folder, tmp_path / way, tuned=styled, destylize_embed=way)
+        records = play_steps(DestylizeStage(training.setting, styled, key=""), 2)
+        near[way] = sum(record["embedding"] for record in records)
+    assert near["code"] < near["image"]
+
+
+def test_figures_and_sheets_of_a_model(folder, tmp_path):
+    training = make_training(folder, tmp_path / "out")
+    dual, eyes = training.start_model().eval(), small_eyes()
+    codes = start_codes(training.setting)
+    base, exemplars = dual.generator, training.setting.portraits(range(4))
+    people, styles = (base.map_z_plus(codes[name]) for name in ("intrinsic", "extrinsic"))
+    # A model that copies the exemplar is the perfect stylist of strangers.
+    same = base.synthesis(styles).clamp(-1, 1)
+    found = measure_selectivity(dual, styles, styles, same, eyes=eyes, shifts=1, weights=0.0)
+    assert found["person"] == 1.0
+    assert found["style_gram"] == 0.0  # every person is painted in the next one's style, and stays as it is
+    assert found["chance"] == 0.25
+    distances = gram_distances(grams(eyes.look, exemplars), grams(eyes.look, exemplars))
+    assert distances.argmin(1).tolist() == [0, 1, 2, 3]
+    faces = base.synthesis(people).clamp(-1, 1)
+    pairs = measure_pairs(dual, faces, faces, people, styles, styles, eyes=eyes, weights=0.0)
+    assert pairs["truth_own"] == pytest.approx(0, abs=1e-5)
+    assert pairs["identity_known"] == pytest.approx(0, abs=1e-5)
+    assert pairs["frechet_known"] == pytest.approx(pairs["frechet_plain"], abs=1e-4)
+    for sheet in (
+        content_by_style(dual, people[:2], styles, exemplars),
+        parts_sheet(dual, people[:1], styles, exemplars),
+        sweep_sheet(dual, people[:1], styles[:1]),
+    ):
+        assert sheet.ndim == 3
+        assert sheet.std() > 1
