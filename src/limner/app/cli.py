@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
     "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
     "train translator": ("train_translator", "train the networks of limner translate, all tasks in one"),
+    "train hyper": ("train_hyper", "train a small HyperInverter: changes of the generator beside the encoder's codes"),
     "train dual": ("train_dual", "train a DualStyleGAN on a folder of portraits, all its stages"),
     "synth": ("synth", "render data sets of synthetic portraits or cartoon faces"),
     "convert": ("convert", "turn a checkpoint into another format"),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from limner.latent import Latent
     from limner.nn.compact import CompactEncoder
+    from limner.nn.compact_hyper import CompactHyper
     from limner.nn.encoders import Encoder
     from limner.nn.hyperinverter import HyperInverter
     from limner.nn.stylegan2 import Generator
@@ -98,7 +99,7 @@ def invert(
     mask: Tensor | None = None,
     goals: Sequence[Goal] = (),
     pivotal: PivotalOptions | None = None,
-    encoder: Encoder | HyperInverter | CompactEncoder | None = None,
+    encoder: Encoder | HyperInverter | CompactHyper | CompactEncoder | None = None,
     encoding: EncodeOptions | None = None,
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,

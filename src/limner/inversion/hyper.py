@@ -1,4 +1,4 @@
-"""Inversion by HyperInverter: a code in w and a change of the generator's weights, in one pass each."""
+"""Inversion by HyperInverter: a code (in w; in w+ by the small one) and a change of the generator, in one pass each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from limner.inversion.goals import check_image
 from limner.inversion.options import EncodeOptions, InversionOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent
+from limner.nn.compact_hyper import CompactHyper
 from limner.nn.encoders import Encoder
 from limner.nn.hyperinverter import HyperInverter, paint
 from limner.nn.stylegan2 import Generator
@@ -23,7 +24,7 @@ def invert_hyper(
     image: Tensor,
     options: InversionOptions,
     *,
-    encoder: HyperInverter | Encoder | None,
+    encoder: HyperInverter | CompactHyper | Encoder | None,
     encoding: EncodeOptions | None = None,
     perceptual: Distance | None,
     identity: Distance | None = None,
@@ -41,7 +42,7 @@ def invert_hyper(
     Source: Dinh et al. 2022, "HyperInverter" (arXiv 2112.00719).
     """
     start = time.perf_counter()
-    if not isinstance(encoder, HyperInverter):
+    if not isinstance(encoder, (HyperInverter, CompactHyper)):
         raise OptionError(
             f"method {options.method} needs a HyperInverter: name its checkpoint with --encoder, in Python encoder=; "
             f"it got {'none' if encoder is None else type(encoder).__name__}"
@@ -69,4 +70,6 @@ def invert_hyper(
         seconds=time.perf_counter() - start,
     )
     only = changes[0] if len(changes) == 1 else None
-    return Inversion(Latent("w", torch.cat(codes)), None, result, only, report, deltas=changes)
+    found_codes = torch.cat(codes)  # (B, w_dim), of a small HyperInverter (B, L, w_dim)
+    latent = Latent("w" if found_codes.ndim == 2 else "w+", found_codes)
+    return Inversion(latent, None, result, only, report, deltas=changes)

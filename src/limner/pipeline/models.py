@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from limner import checkpoints, losses, zoo
 from limner.checkpoints.compact import load_encoder, read_base
+from limner.checkpoints.compact_hyper import load_hyper, read_first
 from limner.checkpoints.psp import load_arcface
 from limner.errors import CheckpointError, ZooError
 from limner.faces import Detector
@@ -19,6 +21,7 @@ from limner.inversion.distances import stand_in
 from limner.inversion.options import ENCODED
 from limner.nn import deltas
 from limner.nn.compact import CompactEncoder
+from limner.nn.compact_hyper import CompactHyper
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0, Vgg16, load_torchvision
 from limner.nn.hyperinverter import HyperInverter
@@ -55,7 +58,7 @@ class Models:
     trunk: Lite0 | Lpips | Vgg16
     discriminator: Discriminator | None = None
     detector: Detector | None = None
-    encoder: Encoder | HyperInverter | CompactEncoder | None = None
+    encoder: Encoder | HyperInverter | CompactHyper | CompactEncoder | None = None
     base: str = ""
     trunk_name: str = TRUNK
     stands_for: str | None = None
@@ -90,6 +93,8 @@ class Models:
         """The compact encoder that was named, or else one on this machine that belongs to the generator."""
         if isinstance(self.encoder, CompactEncoder):
             return self.encoder
+        if isinstance(self.encoder, CompactHyper):
+            return self.encoder.encoder
         own = None
         for name in zoo.names("encoder"):
             base = read_base(zoo.path(name))
@@ -98,7 +103,7 @@ class Models:
                 return zoo.load(name).to(self.device).eval()
         return None
 
-    def encoder_for(self, method: str) -> Encoder | HyperInverter | CompactEncoder | None:
+    def encoder_for(self, method: str) -> Encoder | HyperInverter | CompactHyper | CompactEncoder | None:
         """Return the encoder that an inversion method works with, if there is one."""
         return self.encoder if method in ENCODED else self.compact
 
@@ -136,6 +141,32 @@ def pick_trunk(wanted: str) -> tuple[str, str | None]:
     return (wanted, None) if all(name in there for name in needed) else (TRUNK, wanted)
 
 
+def find_first(first: Mapping[str, str], *, where: str) -> CompactEncoder:
+    """Return the compact encoder that a small HyperInverter was trained with.
+
+    Args:
+        first: of `limner.checkpoints.compact_hyper.read_first`.
+        where: names the file in messages.
+
+    Raises:
+        ZooError: it is not on this machine.
+    """
+    names = [first["name"]] if first.get("name") else []
+    names += [name for name in zoo.names("encoder") if read_base(zoo.path(name)) is not None]
+    for name in names:
+        try:
+            file = zoo.resolve(name)
+        except ZooError:
+            continue
+        found = load_encoder(file, trunk=zoo.load(TRUNK))
+        if deltas.digest(found.core) == first.get("digest"):
+            return found
+    raise ZooError(
+        f"{where} belongs to a compact encoder ({first.get('name') or 'unnamed'}) that is not on this machine, or has been "
+        "trained anew; train one for today's with limner train hyper"
+    )
+
+
 def load_models(
     base: str | Path = zoo.DEFAULT_GENERATOR,
     *,
@@ -166,6 +197,8 @@ def load_models(
         file = zoo.resolve(encoder)
         if read_base(file) is not None:
             seeing = load_encoder(file, trunk=zoo.load(TRUNK))
+        elif (first := read_first(file)) is not None:
+            seeing = load_hyper(file, encoder=find_first(first, where=str(encoder)))
         else:
             checkpoint = checkpoints.load(file)
             seeing = checkpoint.encoder

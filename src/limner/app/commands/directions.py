@@ -309,6 +309,11 @@ def _print(found: list[Direction], console: Console) -> None:
             for key, label in (("share", "share"), ("accuracy", "right on held-out faces"), ("kept", "kept"))
             if key in notes
         ]
+        if (
+            "faces" in notes and "labelled" in notes
+        ):  # what naming the commoner label for every face would give
+            most = max(notes["labelled"], notes["faces"] - notes["labelled"]) / notes["faces"]
+            worth.append(f"guessing {100 * most:.0f} %")
         rows.append([one.name, notes.get("method", ""), one.layers, ", ".join(worth), notes.get("was", "")])
     console.table(["name", "found by", "layers", "worth", "was"], rows)
 

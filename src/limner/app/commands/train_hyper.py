@@ -1,0 +1,112 @@
+"""``limner train hyper``: train the small HyperInverter of a generator and its compact encoder, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.app.console import Console
+from limner.errors import CheckpointError, OptionError
+from limner.options import to_mapping
+from limner.training.hyper_options import HyperOptions as Options
+
+if TYPE_CHECKING:
+    from limner.training.hyper import HyperRun
+    from limner.training.run import Runtime
+
+SHOWN = 10
+
+
+def run(options: Options, console: Console) -> int:
+    """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
+    if not options.data:
+        raise OptionError("limner train hyper: name the pictures with --data")
+    from limner.app.device import pick_device
+    from limner.training.run import Runtime
+
+    device = pick_device(console.settings, deterministic=False)
+    return Runtime.launch(
+        lambda runtime: _train(options, console, runtime),
+        processes=options.processes,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def _train(options: Options, console: Console, runtime: Runtime) -> int:
+    from limner import losses
+    from limner.inversion import TrunkDistance
+    from limner.pipeline import load_models
+    from limner.training.data import PictureSet
+    from limner.training.encoder import EncoderTraining
+    from limner.training.hyper import HyperExam, HyperLessons, build_run
+
+    named: dict[str, Any] = {"encoder": options.encoder} if options.encoder else {}
+    models = load_models(options.base, device=runtime.device, **named)
+    encoder = models.compact
+    if encoder is None:
+        raise CheckpointError(
+            f"{options.base} has no compact encoder; train one with limner train encoder, or name one with --encoder"
+        )
+    hyper = build_run(options, runtime, generator=models.generator, encoder=encoder, embedder=models.embedder)
+    exams: list[HyperExam] = []
+
+    def examine(run: HyperRun, sheet: Path) -> dict[str, float]:
+        if not exams:
+            chosen = options.validate or options.select
+            pictures = PictureSet(options.data, models.generator.resolution, select=chosen)
+            exams.append(
+                HyperExam(
+                    (pictures.pixels[:SHOWN].float() / 127.5 - 1).to(runtime.device),
+                    [Path(name).stem for name in pictures.names[:SHOWN]],
+                    perceptual=TrunkDistance(encoder.trunk, name="lite0"),
+                    identity=lambda a, b: losses.identity_distance(models.embedder, a, b),
+                )
+            )
+        return exams[0].measure(run, sheet)
+
+    typed: Any = hyper  # has all that the loop asks of its own kind of run
+    training = EncoderTraining(typed, examine=examine, export=_export, lessons=HyperLessons(hyper))  # type: ignore[arg-type]
+    training.setup()
+    if not runtime.is_main:
+        training.fit()
+        return 0
+    weights = sum(p.numel() for p in hyper.encoder.core.parameters())
+    console.print(
+        f"{len(hyper.pictures)} pictures, generator {models.base} at {models.generator.resolution} px, {weights:,} weights, "
+        f"{len(hyper.encoder.core.targets)} layers change, on {runtime.device}; "
+        + (f"resuming at {hyper.kimg:.2f} kimg" if hyper.step else "starting anew")
+    )
+    left, start = max(0, round(options.kimg * 1000) - hyper.images), hyper.images
+    with console.progress(left, "train hyper (images)") as progress:
+
+        def show(record: dict[str, Any]) -> None:
+            note = (
+                f"{record['img_per_s']:.1f} img/s  l2 {record['l2']:.4f} (encoder {record['l2_before']:.4f})"
+            )
+            progress.set(min(left, hyper.images - start), note)
+
+        finished = training.fit(show)
+    figures = training.validate()
+    for name in ("psnr", "ssim", "perceptual", "identity"):
+        if name in figures:
+            console.print(f"{name}: {figures[name]:.4g}, encoder alone {figures[name + '_encoder']:.4g}")
+    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
+    if not finished:
+        console.print(
+            f"stopped at {hyper.kimg:.2f} of {options.kimg:g} kimg; the same command goes on from here"
+        )
+    console.result(kimg=hyper.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
+    return 0
+
+
+def _export(run: Any, path: Path, figures: dict[str, Any]) -> None:
+    from limner.checkpoints.compact_hyper import save_hyper
+
+    provenance = {
+        "command": "train hyper",
+        "options": to_mapping(run.options),
+        "images": run.images,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    save_hyper(run.average, path, provenance=provenance, encoder=run.options.encoder, half=False)

@@ -1,0 +1,260 @@
+"""Train the small HyperInverter: networks of a run, one step, figures with and without the change of the generator.
+
+The loop, its state on disk and its log are `limner.training.encoder.EncoderTraining`.
+
+Source: Dinh et al. 2022, "HyperInverter" (arXiv 2112.00719), section 3.3: squared error, perceptual distance, identity.
+Differs: no adversarial term, which the published training adds after 200,000 steps; see also `limner.nn.compact_hyper`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner import media
+from limner.errors import OptionError
+from limner.inversion import Distance
+from limner.inversion.report import measure
+from limner.losses import Embedder, maps_distance
+from limner.nn.compact import CompactEncoder, resize
+from limner.nn.compact_hyper import CompactHyper, HyperCore
+from limner.nn.hyperinverter import paint, target_layers
+from limner.nn.stylegan2 import Generator
+from limner.training.data import PictureSet
+from limner.training.encoder_lessons import ADAM_BETA1, jitter_colours
+from limner.training.hyper_options import HyperOptions
+from limner.training.optimizers import make_optimizer
+from limner.training.run import Runtime, StepRandom
+
+FIGURES = ("psnr", "ssim", "perceptual", "identity")
+PROBES = 32
+LARGEST_GRADIENT = 5.0
+
+
+@dataclass
+class HyperRun:
+    """The networks of a run and how far it is; the names are those of `limner.training.encoder_lessons.EncoderRun`.
+
+    Args:
+        options: settings.
+        runtime: device and processes.
+        generator: frozen base.
+        encoder: trained; its first stage is frozen.
+        average: its average, which is shipped.
+        pictures: training pictures.
+        embedder: identity embedder; None leaves its loss out.
+    """
+
+    options: HyperOptions
+    runtime: Runtime
+    generator: Generator
+    encoder: CompactHyper
+    average: CompactHyper
+    pictures: PictureSet
+    embedder: Embedder | None = None
+    critic: None = None
+    step: int = 0
+    images: int = 0
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images seen."""
+        return self.images / 1000
+
+    def learning_rate(self, full: float) -> float:
+        """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
+        options = self.options
+        rise = 1.0
+        if options.warmup_kimg:
+            rise = min(1.0, (self.images + options.batch_size) / (1000 * options.warmup_kimg))
+        if not options.decay_kimg:
+            return full * rise
+        progress = min(max(1 - (options.kimg - self.kimg) / options.decay_kimg, 0.0), 1.0)
+        return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def build_run(
+    options: HyperOptions,
+    runtime: Runtime,
+    *,
+    generator: Generator,
+    encoder: CompactEncoder,
+    embedder: Embedder | None = None,
+) -> HyperRun:
+    """Make the networks of a new run.
+
+    Args:
+        options: settings.
+        runtime: device and processes.
+        generator: frozen base, on the runtime's device, as the other networks.
+        encoder: its compact encoder, frozen.
+        embedder: identity embedder for the loss.
+
+    Raises:
+        OptionError: no pictures, or a batch that the processes cannot share.
+        KeyMismatchError: the encoder belongs to another generator.
+        ShapeError: no such set of layers.
+    """
+    if not options.data:
+        raise OptionError("data must be given: a folder or a zip of square, aligned pictures")
+    if options.batch_size % runtime.world:
+        raise OptionError(f"batch_size {options.batch_size} cannot be shared by {runtime.world} processes")
+    encoder.check_base(generator)
+    pictures = PictureSet(options.data, generator.resolution, select=options.select)
+    old = encoder.core
+    torch.manual_seed(options.seed)
+    core = HyperCore(
+        targets=target_layers(generator, options.layers),
+        factors=options.factors,
+        num_rows=old.num_rows,
+        w_dim=old.w_dim,
+        channels=encoder.trunk.channels[1:],
+        input_px=old.input_px,
+        width=options.width,
+        gather=options.gather,
+        hidden=options.hidden,
+    ).to(runtime.device)
+    generator.requires_grad_(False)
+    encoder.requires_grad_(False).eval()
+    network = CompactHyper(encoder=encoder, core=core, refinements=options.refinements)
+    rng = torch.Generator().manual_seed(options.seed)
+    with torch.no_grad():
+        probe = pictures.draw(min(PROBES, len(pictures)), rng, mirror=False, device=runtime.device)
+        core.calibrate(network.views(probe))
+    average = CompactHyper(
+        encoder=encoder,
+        core=copy.deepcopy(core).requires_grad_(False).eval(),
+        refinements=options.refinements,
+    )
+    return HyperRun(options, runtime, generator, network, average, pictures, embedder)
+
+
+class HyperLessons:
+    """One step of training.
+
+    Args:
+        run: networks and settings.
+    """
+
+    def __init__(self, run: HyperRun):
+        self.run = run
+        self.optimizer = make_optimizer(
+            run.options.optimizer,
+            run.encoder.core.parameters(),
+            lr=run.options.lr,
+            betas=(ADAM_BETA1, run.options.beta2),
+            weight_decay=run.options.weight_decay,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimiser's state."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def step(self, random: StepRandom) -> dict[str, float]:
+        """Learn from one batch; return the figures for the log."""
+        run, network, options = self.run, self.run.encoder, self.run.options
+        size = options.batch_size // run.runtime.world
+        with run.runtime.autocast():
+            with torch.no_grad():
+                image = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
+                image = jitter_colours(image, options.jitter, random.cpu)
+                w_plus, first = network.first(run.generator, image)
+                maps, views = network.encoder.look(resize(image, network.core.input_px))
+                current = network.views(first)
+            changes = network.residuals(run.generator, views, current)
+            painted = paint(run.generator, w_plus, changes)
+            losses = self._losses(image, painted.float(), maps)
+            if options.size:
+                squares = [value.square().mean() for value in changes.values()]
+                losses["size"] = (options.size, torch.stack(squares).mean())
+        torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
+        self._update()
+        before = float((first.float() - image).square().mean())
+        return {"l2_before": before, **{name: value.item() for name, (_, value) in losses.items()}}
+
+    def _losses(
+        self, image: Tensor, painted: Tensor, maps: Sequence[Tensor]
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return the paper's terms with their weights."""
+        run, options = self.run, self.run.options
+        encoder = run.encoder.encoder
+        losses = {"l2": (options.l2, (painted - image).square().mean())}
+        if options.perceptual:
+            seen = encoder.trunk(resize(painted, run.encoder.core.input_px))
+            losses["perceptual"] = (options.perceptual, maps_distance(seen, maps).mean())
+        if options.identity and run.embedder is not None:
+            with torch.no_grad():
+                known = run.embedder(image)
+            far = (run.embedder(painted) - known).square().sum(1).mean()
+            losses["identity"] = (options.identity, far)
+        return losses
+
+    def _update(self) -> None:
+        run = self.run
+        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
+        run.runtime.average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        for group in self.optimizer.param_groups:
+            group["lr"] = run.learning_rate(run.options.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class HyperExam:
+    """Measures on held-out pictures what the change of the generator adds to the encoder's codes.
+
+    Args:
+        image: pictures (N, 3, R, R).
+        names: one per picture.
+        perceptual, identity: distances.
+    """
+
+    def __init__(
+        self, image: Tensor, names: Sequence[str], *, perceptual: Distance, identity: Distance | None
+    ):
+        self.image, self.names = image, tuple(names)
+        self.perceptual, self.identity = perceptual, identity
+
+    def _figures(self, image: Tensor, suffix: str) -> dict[str, float]:
+        reports = measure(
+            image,
+            self.image,
+            method="hyper",
+            perceptual=self.perceptual,
+            identity=self.identity,
+            steps=[1] * len(image),
+            seconds=0,
+        )
+        figures = {}
+        for name in FIGURES:
+            values = [value for one in reports if (value := getattr(one, name)) is not None]
+            if values:
+                figures[name + suffix] = sum(values) / len(values)
+        return figures
+
+    @torch.no_grad()
+    def measure(self, run: HyperRun, sheet: Path | None = None) -> dict[str, float]:
+        """Return the figures with the change and, with ``_encoder`` behind their names, without; write a sheet."""
+        found = run.average(run.generator, self.image)
+        painted = paint(run.generator, found.w, found.residuals).clamp(-1, 1)
+        if sheet is not None:
+            rows = [media.to_pixels(image) for image in (self.image, found.w_image, painted)]
+            page = media.make_sheet(
+                rows, column_labels=self.names, row_labels=["picture", "encoder", "with the change"]
+            )
+            kind = "compositeWithTrainedAlgorithmicMedia"
+            media.write(sheet, page, options={"command": "train hyper"}, source_type=kind)
+        figures = self._figures(painted, "") | self._figures(found.w_image, "_encoder")
+        sizes = [value.square().mean().sqrt() for value in found.residuals.values()]
+        return figures | {"change": float(torch.stack(sizes).mean())}

@@ -1,0 +1,236 @@
+"""The small HyperInverter: changes of low rank, lessons, resume, files, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import W_DIM, make_generator
+from PIL import Image
+
+from limner.checkpoints.compact import save_encoder
+from limner.checkpoints.compact_hyper import load_hyper, read_first, save_hyper
+from limner.errors import KeyMismatchError, OptionError, ShapeError, UnknownFormatError, ZooError
+from limner.inversion import InversionOptions, TrunkDistance, invert
+from limner.latent import render
+from limner.nn import deltas
+from limner.nn.compact import CompactCore, CompactEncoder
+from limner.nn.compact_hyper import CompactHyper, HyperCore
+from limner.nn.features import Lite0
+from limner.nn.hyperinverter import paint, target_layers
+from limner.pipeline.models import find_first
+from limner.training.encoder import EncoderTraining
+from limner.training.hyper import HyperExam, HyperLessons, build_run
+from limner.training.hyper_options import HyperOptions
+from limner.training.run import Runtime, StepRandom
+
+CPU = torch.device("cpu")
+TINY = {"width": 8, "gather": 4, "hidden": 16, "factors": 2, "batch_size": 2, "warmup_kimg": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six numbered pictures by a generator that differs a little from the one whose weights change."""
+    where = tmp_path_factory.mktemp("pictures")
+    generator = make_generator(seed=7)
+    rng = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        image = generator(torch.randn(6, W_DIM, generator=rng)).clamp(-1, 1)
+    for number, one in enumerate(image):
+        pixels = ((one.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(where / f"{number:06d}.png")
+    return where
+
+
+def make_encoder(generator) -> CompactEncoder:
+    torch.manual_seed(5)
+    core = CompactCore(
+        num_rows=generator.num_rows, w_dim=W_DIM, input_px=32, width=8, gather=4, hidden=16, rank=4
+    )
+    for weight in core.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    core.w_avg.copy_(generator.w_avg)
+    base = {"name": "tiny", "digest": deltas.digest(generator)}
+    return CompactEncoder(trunk=Lite0().eval().requires_grad_(False), core=core, base=base)
+
+
+def make_run(folder, tmp_path, *, seed: int = 0, **changes):
+    generator = make_generator(seed)
+    values = {"data": str(folder), "out": str(tmp_path / "run"), **TINY, **changes}
+    options = HyperOptions(**values)
+    return build_run(
+        options, Runtime(CPU), generator=generator, encoder=make_encoder(generator), embedder=embed
+    )
+
+
+def embed(image: torch.Tensor) -> torch.Tensor:
+    """Return an "identity" of 12 numbers: the colours of the four quarters."""
+    return torch.nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)
+
+
+def shake(core: HyperCore) -> None:
+    """Give a core changes to make; a new one makes none."""
+    torch.manual_seed(8)
+    for head in core.heads.values():
+        torch.nn.init.normal_(head.get_parameter("weight"), std=0.2)
+
+
+def test_a_new_network_changes_nothing(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    image = run.pictures.pixels[:2].float() / 127.5 - 1
+    found = run.encoder(run.generator, image)
+    assert all(not value.any() for value in found.residuals.values())
+    assert set(found.residuals) == set(target_layers(run.generator))
+    torch.testing.assert_close(paint(run.generator, found.w, found.residuals).clamp(-1, 1), found.w_image)
+
+
+def test_changes_are_shares_of_low_rank(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    shake(run.encoder.core)
+    image = run.pictures.pixels[:2].float() / 127.5 - 1
+    with torch.no_grad():
+        found = run.encoder(run.generator, image)
+    weights = dict(run.generator.named_parameters())
+    for name, value in found.residuals.items():
+        assert value.shape == (2, *weights[name].shape)
+        share = value / weights[name]
+        flat = share.flatten(3)
+        torch.testing.assert_close(flat, flat[..., :1].expand_as(flat), rtol=1e-3, atol=1e-5)
+        singular = torch.linalg.svdvals(flat[0, :, :, 0].double())
+        assert (singular[2:] < 1e-4 * singular[0]).all(), "two factors make rank two"
+    assert not torch.allclose(found.residuals[name][0], found.residuals[name][1]), "of every picture its own"
+
+
+def test_gradients_reach_every_weight_that_is_trained(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    shake(run.encoder.core)
+    lessons = HyperLessons(run)
+    before = {name: value.clone() for name, value in run.encoder.core.state_dict().items()}
+    frozen = deltas.digest(run.generator), deltas.digest(run.encoder.encoder.core)
+    record = lessons.step(StepRandom(0, 1, 0, CPU))
+    assert set(record) == {"l2_before", "l2", "perceptual", "identity"}
+    trained = dict(run.encoder.core.named_parameters())
+    still = [name for name in trained if torch.equal(trained[name], before[name])]
+    assert not still
+    assert (deltas.digest(run.generator), deltas.digest(run.encoder.encoder.core)) == frozen
+
+
+def test_training_comes_closer_than_the_encoder(folder, tmp_path):
+    run = make_run(folder, tmp_path, lr=0.02, jitter=0.0, identity=0.0, perceptual=0.0, mirror=False)
+    lessons = HyperLessons(run)
+    records = [lessons.step(StepRandom(0, step, 0, CPU)) for step in range(1, 25)]
+    last = records[-6:]
+    assert sum(r["l2"] for r in last) < 0.9 * sum(r["l2_before"] for r in last)
+
+
+def test_a_resumed_run_is_bitwise_the_same(folder, tmp_path):
+    def train(where, *parts):
+        for kimg in parts:
+            run = make_run(folder, where, kimg=kimg, optimizer="adamw")
+            training = EncoderTraining(run, lessons=HyperLessons(run))  # type: ignore[arg-type]
+            training.setup()
+            training.fit()
+        return run
+
+    whole = train(tmp_path / "a", 0.008)
+    parts = train(tmp_path / "b", 0.004, 0.008)
+    assert whole.step == parts.step == 4
+    for name, value in whole.average.core.state_dict().items():
+        assert torch.equal(value, parts.average.core.state_dict()[name]), name
+    other = make_run(folder, tmp_path / "b", hidden=24)
+    with pytest.raises(KeyMismatchError, match="other options"):
+        EncoderTraining(other, lessons=HyperLessons(other)).setup()  # type: ignore[arg-type]
+
+
+def test_files_give_back_what_was_saved(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    shake(run.average.core)
+    path = tmp_path / "hyper.safetensors"
+    save_hyper(run.average, path, provenance={}, encoder="tiny-encoder", half=False)
+    assert read_first(path) == {
+        "name": "tiny-encoder",
+        "digest": deltas.digest(run.encoder.encoder.core),
+        "refinements": "2",
+    }
+    again = load_hyper(path, encoder=run.encoder.encoder)
+    image = run.pictures.pixels[:1].float() / 127.5 - 1
+    ours, theirs = run.average(run.generator, image), again(run.generator, image)
+    for name, value in ours.residuals.items():
+        assert torch.equal(value, theirs.residuals[name])
+    strange = make_encoder(run.generator)
+    torch.nn.init.normal_(strange.core.base[0].weight)
+    with pytest.raises(KeyMismatchError, match="another encoder"):
+        load_hyper(path, encoder=strange)
+    torch.save({}, tmp_path / "x.pt")
+    assert read_first(tmp_path / "x.pt") is None
+    with pytest.raises(UnknownFormatError):
+        load_hyper(tmp_path / "x.pt", encoder=strange)
+
+
+def test_the_first_stage_is_found_by_its_digest(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    encoder = run.encoder.encoder
+    save_encoder(encoder, tmp_path / "first.safetensors", provenance={}, half=False)
+    first = {"name": str(tmp_path / "first.safetensors"), "digest": deltas.digest(encoder.core)}
+    assert deltas.digest(find_first(first, where="x").core) == first["digest"]
+    with pytest.raises(ZooError, match="trained anew"):
+        find_first({**first, "digest": "0"}, where="x")
+
+
+def test_inversion_gives_codes_and_a_change_that_paint_the_result(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    shake(run.average.core)
+    image = run.pictures.pixels[:2].float() / 127.5 - 1
+    found = invert(
+        run.generator, image, InversionOptions(method="hyper"), perceptual=None, encoder=run.average
+    )
+    assert found.latent.space == "w+"
+    assert found.deltas is not None
+    for i, delta in enumerate(found.deltas):
+        tuned = deltas.apply(run.generator, [(delta, 1.0)])
+        picture = render(tuned, found.latent[i : i + 1]).clamp(-1, 1)
+        torch.testing.assert_close(picture[0], found.image[i], atol=1e-4, rtol=1e-4)
+
+
+def test_figures_with_and_without_the_change(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    image = run.pictures.pixels[:2].float() / 127.5 - 1
+    trunk = run.encoder.encoder.trunk
+    exam = HyperExam(image, ["a", "b"], perceptual=TrunkDistance(trunk, name="lite0"), identity=None)
+    figures = exam.measure(run, tmp_path / "sheet.png")
+    assert figures["psnr"] == pytest.approx(figures["psnr_encoder"], abs=1e-3)
+    assert figures["change"] == 0
+    assert (tmp_path / "sheet.png").is_file()
+    shake(run.average.core)
+    assert exam.measure(run)["psnr"] != pytest.approx(figures["psnr"], abs=1e-3)
+
+
+def test_what_does_not_fit(folder, tmp_path):
+    run = make_run(folder, tmp_path)
+    with pytest.raises(KeyMismatchError, match="another"):
+        run.encoder(make_generator(3), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(OptionError, match="data must be given"):
+        make_run("", tmp_path)
+    config = run.encoder.core.config()
+    with pytest.raises(ShapeError, match="some layers"):
+        HyperCore(**{**config, "targets": {}})
+    again = HyperCore(**config)
+    assert again.config() == config
+    fewer = CompactHyper(
+        encoder=run.encoder.encoder,
+        core=HyperCore(**{**config, "targets": {"synthesis.layers.0.weight": [9, 9, 3, 3]}}),
+    )
+    with pytest.raises(KeyMismatchError, match="limner train hyper"):
+        fewer(run.generator, torch.zeros(1, 3, 32, 32))
+
+
+def test_the_rate_rises_and_falls(folder, tmp_path):
+    run = make_run(folder, tmp_path, warmup_kimg=0.1, kimg=1.0, decay_kimg=0.5)
+    rates = []
+    for images in (0, 200, 500, 998):
+        rates.append(dataclasses.replace(run, images=images).learning_rate(1.0))
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[1] == rates[2] == pytest.approx(1.0)
+    assert rates[3] < 0.06
