@@ -30,7 +30,8 @@ CARD = """# {name} - a style for {base}
 | licence | {licence} |
 | recipe | `{recipe}` |
 
-Measured when it was made: loss {first:.3f} at the first step, {last:.3f} at the last. Packing changes random faces in
+Measured when it was made: loss {first:.3f} at the first step, {last:.3f} at the last; {seconds:.0f} s, of which
+{embedding:.0f} s went into the picture's code. Packing changes random faces in
 this style by {error:.4f} (root mean square, pixels from -1 to 1) where the style itself changes them by {change:.4f}.
 
 Limits: it was learned from {what} and inherits the resolution and the variety of its base; glasses, hats and hands do
@@ -56,6 +57,8 @@ def write_card(style: Style, file: Path) -> None:
         recipe=about["recipe"],
         first=about["first_loss"],
         last=about["last_loss"],
+        seconds=about["learn_seconds"] + about["embed_seconds"],
+        embedding=about["embed_seconds"],
         error=lost["picture_error"],
         change=lost["picture_change"],
     )
