@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner import media
+from limner import losses, media
 from limner.errors import OptionError
 from limner.evaluation.data import Portraits, Track, untracked
 from limner.evaluation.inversion import recognised
@@ -85,22 +86,24 @@ def evaluate_translation(
         for folder in dict.fromkeys(TASKS[name].truth for name in translation.network.tasks)
     }
     cases = make_cases(pairs, names, translation, options.seed)
-    base = {"generator": deltas.digest(models.generator)}
     network = translation.network
     assert isinstance(network, nn.Module)
-    base["network"] = deltas.digest(network)
+    base = {
+        "generator": deltas.digest(models.generator),
+        "network": deltas.digest(network),
+        "trunk": [models.trunk_name, deltas.digest(models.trunk)],
+        "identity": deltas.digest(models.embedder),
+    }
     rows, data, blocks = [], {}, []
     for case in cases:
-        inputs = base | {"task": case.task.name, "x": stamp(case.x)}
+        truth = truths[case.truth]
         part = store.part(
             f"translation-{case.task.name}",
-            inputs,
-            lambda case=case: paint_case(case, translation, track),
+            base | {"task": case.task.name, "x": stamp(case.x), "truth": stamp(truth)},
+            lambda case=case, truth=truth: _measured(paint_case(case, translation, track), truth, models),
         )
-        painted = part.tensors["painted"].float() / 127.5 - 1
-        values = compare(painted, truths[case.truth], models) | {"seconds": part.values["seconds"]}
-        rows.append(Row(case.name, values))
-        blocks.append(_picture(case, painted, truths[case.truth]))
+        rows.append(Row(case.name, part.values))
+        blocks.append(_picture(case, _image(part), truth))
     for folder, truth in truths.items():
         rows += _bounds(folder, truth, models, store, base, several=len(truths) > 1)
     for row in rows:
@@ -209,11 +212,25 @@ def distances(images: Tensor, truths: Tensor, distance: TrunkDistance) -> Tensor
         ]
         for one, side in zip((images, truths), sides, strict=True)
     )
+    compare = distance.compare
+    if isinstance(compare, functools.partial) and compare.func is losses.maps_distance:
+        return _all_pairs(ours, theirs, compare.keywords.get("weights")).cpu()
     rows = [
-        distance.compare([x[i : i + 1].expand_as(y) for x, y in zip(ours, theirs, strict=True)], theirs)
+        compare([x[i : i + 1].expand_as(y) for x, y in zip(ours, theirs, strict=True)], theirs)
         for i in range(len(images))
     ]
     return torch.stack(rows).cpu()
+
+
+def _all_pairs(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
+    """Return `losses.maps_distance` of every two, (N, M), by one product per map: |x - y|^2 = |x|^2 + |y|^2 - 2 x y."""
+    total = torch.zeros(())
+    for x, y, weight in zip(a, b, weights or losses.LITE0_WEIGHTS[: len(a)], strict=True):
+        pixels = x.shape[2] * x.shape[3]
+        x, y = ((one * torch.rsqrt(one.square().sum(1, keepdim=True) + 1e-10)).flatten(1) for one in (x, y))
+        squares = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+        total = total.to(squares) + weight / pixels * squares
+    return total.clamp_min(0)
 
 
 def ranks(distance: Tensor) -> Tensor:
@@ -252,6 +269,15 @@ def compare(painted: Tensor, truth: Tensor, models: Models) -> dict[str, float]:
     }
 
 
+def _image(part: Part) -> Tensor:
+    return part.tensors["painted"].float() / 127.5 - 1
+
+
+def _measured(part: Part, truth: Tensor, models: Models) -> Part:
+    """Return a part with the figures of what it painted."""
+    return Part(part.values | compare(_image(part), truth, models), part.tensors)
+
+
 def _bounds(
     folder: str, truth: Tensor, models: Models, store: Store, base: dict[str, Any], *, several: bool
 ) -> list[Row]:
@@ -260,9 +286,10 @@ def _bounds(
     encoder = models.compact
     if encoder is not None:
         inputs = base | {"encoder": deltas.digest(encoder), "truth": stamp(truth)}
-        part = store.part("translation-floor", inputs, lambda: _invert(truth, models))
-        painted = part.tensors["painted"].float() / 127.5 - 1
-        rows.append(Row(f"the true photo, inverted{what}", compare(painted, truth, models), "floor"))
+        part = store.part(
+            "translation-floor", inputs, lambda: _measured(_invert(truth, models), truth, models)
+        )
+        rows.append(Row(f"the true photo, inverted{what}", part.values, "floor"))
     generator = models.generator
     with torch.no_grad():
         mean = generator.synthesis(generator.broadcast(generator.w_avg[None])).clamp(-1, 1).cpu()
