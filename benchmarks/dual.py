@@ -2,7 +2,7 @@
 
     python benchmarks/dual.py                           # bundled size, batch 8
     python benchmarks/dual.py --size 1024 --steps 1 --batch 2
-    python benchmarks/dual.py --rank 30                 # Limner's low-rank path against the plain whole one
+    python benchmarks/dual.py --rank 24                 # Limner's low-rank path against the plain whole one
 
 Either side runs in a process of its own, so that peaks of memory are its own; they take turns.  Both do the published
 game on the same weights and codes: StyleGAN2's discriminator, adversarial, perceptual, contextual, feature matching and

@@ -271,7 +271,7 @@ def main() -> int:
     parser.add_argument(
         "--code-steps", type=int, default=30, help="steps of the search for a portrait's code"
     )
-    parser.add_argument("--rank", type=int, default=30, help="of the extrinsic path")
+    parser.add_argument("--rank", type=int, default=24, help="of the extrinsic path")
     parser.add_argument("--size", type=int, default=64, help="px of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)

@@ -33,7 +33,7 @@ from limner.nn.stylegan2 import Generator
 
 KIND = "dual"
 DELTA, WHOLE, CODES, SCALE = "delta.", "whole.", "codes.", ".scale"
-BUDGET_BYTES = 1_990_000
+BUDGET_BYTES = 1_690_000
 HEADER_SLACK = 6_000
 
 

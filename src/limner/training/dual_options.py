@@ -44,7 +44,7 @@ class DualTrainOptions(Options):
     encoder: str = knob("auto")
     """Compact encoder of the base, name or file; auto takes one that belongs to it, none searches every code."""
     rank: int = knob(0, lo=0, hi=512)
-    """Rank of the weights of residual blocks and colour layers: less makes a smaller and faster model (32: 2 MB at 128 px);
+    """Rank of the weights of residual blocks and colour layers: less makes a smaller and faster model (24: 1.2 MB at 128 px);
     0 for whole weights, as published."""
     init: str = knob("")
     """DualStyleGAN to start the extrinsic path from, also one of an earlier base: a model of this command or a bundled
