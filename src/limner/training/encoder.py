@@ -62,7 +62,6 @@ class EncoderTraining(Generic[Run]):
         lessons: its steps.
         examine: measures the averaged encoder and writes a sheet, (run, path of the sheet) -> figures.
         export: writes the averaged encoder, (run, path, figures).
-        lessons: what takes a step and has a state; None for those of a compact encoder.
     """
 
     def __init__(
