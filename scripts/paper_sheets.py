@@ -68,15 +68,15 @@ def jojogan_sheet(models: Models, data: Path, photos: Sequence[np.ndarray], stre
     return media.make_sheet(rows, labels, heads, cell_px=CELL_PX)
 
 
-@torch.no_grad()
 def blending_sheet(models: Models, photo: np.ndarray) -> np.ndarray:
     """Return the sheet of swap points and pairs of base and child."""
     base = models.generator
     rng = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     z = torch.cat([torch.randn(1, base.z_dim, generator=one) for one in rng])
-    w_plus = base.truncate(base.broadcast(base.mapping(z)), PSI)
     found = embed(photo, models)
-    codes = torch.cat([w_plus, found.latent.w_plus(base)])
+    with torch.no_grad():
+        w_plus = base.truncate(base.broadcast(base.mapping(z)), PSI)
+        codes = torch.cat([w_plus, found.latent.w_plus(base)])
     rows: list[list[np.ndarray | None]] = []
     row_labels: list[str] = []
     heads: list[str] = []
@@ -87,7 +87,8 @@ def blending_sheet(models: Models, photo: np.ndarray) -> np.ndarray:
         columns: list[Tensor] = []
         heads = []
         for label, generator in preview([base, child.eval()]):
-            columns.append(render(generator, Latent("w+", codes)).clamp(-1, 1))
+            with torch.no_grad():
+                columns.append(render(generator, Latent("w+", codes)).clamp(-1, 1))
             heads.append({"first": models.base, "second": "child"}.get(label, label))
         for number in range(len(codes)):
             rows.append([media.to_pixels(column[number : number + 1])[0] for column in columns])
@@ -110,20 +111,22 @@ def main() -> None:
     arguments = parser.parse_args()
     models = load_models(arguments.model)
     photos = [crop_photo(photo, models.generator.resolution, models.detector) for photo in PHOTOS]
-    sheets = {}
     if arguments.only != "blending":
-        sheets["figure-jojogan"] = jojogan_sheet(models, arguments.data, photos, arguments.strength)
+        write("figure-jojogan", jojogan_sheet(models, arguments.data, photos, arguments.strength), arguments)
     if arguments.only != "jojogan":
-        sheets["figure-blending"] = blending_sheet(models, photos[0])
-    for name, pixels in sheets.items():
-        path = media.write(
-            arguments.out / f"{name}.jpg",
-            pixels,
-            options={"command": "scripts/paper_sheets.py", "strength": arguments.strength},
-            source_type="compositeWithTrainedAlgorithmicMedia",
-            quality=QUALITY,
-        )
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        write("figure-blending", blending_sheet(models, photos[0]), arguments)
+
+
+def write(name: str, pixels: np.ndarray, arguments: argparse.Namespace) -> None:
+    """Write a sheet and print its size."""
+    path = media.write(
+        arguments.out / f"{name}.jpg",
+        pixels,
+        options={"command": "scripts/paper_sheets.py", "strength": arguments.strength},
+        source_type="compositeWithTrainedAlgorithmicMedia",
+        quality=QUALITY,
+    )
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
