@@ -53,7 +53,7 @@ gpu-pack: setup  ## pack pictures for a borrowed GPU and print the calls to make
 	$(BIN)/python scripts/gpu_run.py pack $(GPU)
 
 gpu-dry: setup  ## go the whole way to a borrowed GPU and back on this CPU, with a tiny budget
-	$(BIN)/python scripts/gpu_run.py dry
+	$(BIN)/python scripts/gpu_dry.py
 
 clean:  ## delete the virtual environment and caches; pictures and training runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

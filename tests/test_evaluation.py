@@ -22,6 +22,8 @@ from limner.evaluation.comparisons import ALONE, PERSON
 from limner.evaluation.data import Eyes, attributes, colour_spread, earth_movers, pairwise_identity
 from limner.evaluation.figures import FIGURES
 from limner.evaluation.generation import (
+    ATTRIBUTES,
+    _spreads,
     evaluate_generation,
     nearest,
     nearest_pixels,
@@ -166,6 +168,35 @@ def test_describe_takes_every_picture_and_the_first_faces(eyes):
     assert torch.allclose(found["identity"][2], eyes.embedder(images[2:3])[0], atol=1e-6)
     assert len(attributes(found)["turn"]) == 4
     assert "identity" not in describe([images], eyes, faces=0)
+
+
+def described_heads(turn, red, width):
+    """Return what `describe` does for heads whose pose, hair and mouth are known."""
+    count = len(turn)
+    points = torch.tensor([[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.45, 0.6], [0.55, 0.6]]).repeat(count, 1, 1)
+    points[:, 2, 0] += 0.2 * turn
+    points[:, 3, 0], points[:, 4, 0] = 0.5 - 0.1 * width, 0.5 + 0.1 * width
+    small = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    small[:, 0, 2:5, 13:19] = (255 * red).round().to(torch.uint8)[:, None, None]
+    return {"landmarks": points, "small": small}
+
+
+def test_spread_of_pose_hair_and_expression_is_a_share_of_the_data_s():
+    rng = torch.Generator().manual_seed(0)
+    turn, red, width = (torch.rand(200, generator=rng) for _ in range(3))
+    real = described_heads(turn, red, width)
+    values = attributes(real)
+    assert torch.allclose(values["turn"], turn, atol=1e-5)
+    assert torch.allclose(values["hair_tint"], red, atol=3e-3)
+    assert torch.allclose(values["mouth"], width, atol=1e-5)
+    # A generator with half the poses, a quarter of the hair colours, and one mouth.
+    made = described_heads(0.5 * turn + 0.2, 0.25 * red, torch.full_like(width, 0.5))
+    spreads = _spreads(made, real)
+    assert set(spreads) == set(ATTRIBUTES) == set(values)
+    assert spreads["turn"]["spread"] == pytest.approx(0.5, abs=0.01)
+    assert spreads["hair_tint"]["spread"] == pytest.approx(0.25, abs=0.01)
+    assert spreads["mouth"]["spread"] == pytest.approx(0, abs=1e-4)
+    assert spreads["turn"]["shift"] > 0.2
 
 
 def test_nearest_finds_copies_and_mirror_images():

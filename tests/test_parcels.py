@@ -160,7 +160,7 @@ def test_curves_have_the_distance_by_hours(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_way_to_a_borrowed_gpu_and_back():
-    command = [sys.executable, str(ROOT / "scripts/gpu_run.py"), "dry", "--seconds", "1"]
+    command = [sys.executable, str(ROOT / "scripts/gpu_dry.py"), "--seconds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "everything went through" in done.stdout

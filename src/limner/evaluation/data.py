@@ -173,6 +173,7 @@ def attributes(described: dict[str, Tensor]) -> dict[str, Tensor]:
         "skin": (skin * torch.tensor([0.299, 0.587, 0.114])).sum(1),
         "skin_tint": skin[:, 0] - skin[:, 2],
         "hair": grey[:, 2:5, 13:19].mean((1, 2)),
+        "hair_tint": (small[:, 0] - small[:, 2])[:, 2:5, 13:19].mean((1, 2)),
         "backdrop": torch.cat([grey[:, :6, :5], grey[:, :6, -5:]], 2).mean((1, 2)),
     }
 

@@ -41,6 +41,7 @@ ATTRIBUTES = {
     "skin": "brightness of the skin",
     "skin_tint": "tint of the skin (red less blue)",
     "hair": "brightness at the top of the head",
+    "hair_tint": "tint at the top of the head (red less blue)",
     "backdrop": "brightness of the backdrop",
 }
 
@@ -231,7 +232,7 @@ def _spreads(made: dict[str, Tensor], real: dict[str, Tensor]) -> dict[str, dict
     ours, theirs = attributes(made), attributes(real)
     found = {}
     for name in ATTRIBUTES:
-        enough = len(ours[name]) > 1 and len(theirs[name]) > 1
+        enough = len(ours[name]) > 1 and len(theirs[name]) > 1 and float(theirs[name].std()) > 0
         scale = float(theirs[name].std()) if enough else float("nan")
         found[name] = {
             "spread": float(ours[name].std()) / scale if enough else float("nan"),
