@@ -593,3 +593,19 @@ def test_figures_and_sheets_of_a_model(folder, tmp_path):
     ):
         assert sheet.ndim == 3
         assert sheet.std() > 1
+
+
+def test_rates_rise_over_the_warm_up(folder, tmp_path):
+    moved = {}
+    for warmup in (0.0, 1.0):
+        training = make_training(folder, tmp_path / "out", warmup=warmup, style_kimg=0.02)
+        dual, average, judge = make_players(training)
+        stage = StyleStage(
+            training.setting, dual, average, judge, codes=start_codes(training.setting), key=""
+        )
+        before = dual.structure[0].get_parameter("conv0.weight").clone()
+        play_steps(stage, 1)
+        moved[warmup] = (dual.structure[0].get_parameter("conv0.weight") - before).abs().mean().item()
+        assert stage.warmth(1) == pytest.approx(0.1 if warmup else 1.0)
+        assert stage.warmth(10) == 1.0
+    assert moved[1.0] == pytest.approx(0.1 * moved[0.0], rel=0.1)

@@ -80,6 +80,9 @@ class DualTrainOptions(Options):
     """Learning rate of the extrinsic path in these stages (Adam)."""
     lr_d: float = knob(0.0019, lo=0, hi=1)
     """Learning rate of the discriminator in these stages (Adam)."""
+    warmup: float = knob(0.05, lo=0, hi=1)
+    """Share of the structure and style stages over which the rate of the extrinsic path rises from near 0, and so does the
+    adversarial loss in the style stage: first steps of Adam are as large as later ones, and new heads know nothing yet."""
     beta2: float = knob(0.992, lo=0, hi=1)
     """Adam's second beta; the first is 0."""
     r1_gamma: float = knob(10.0, lo=0, hi=1000)
@@ -226,7 +229,7 @@ PLAYED = {
     "augment_p",
     "ema_kimg",
 }
-PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror", "rank", "init"}
+PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror", "rank", "init", "warmup"}
 PLAYERS = ("structure", "style")
 TUNED_WITH = {"discriminator", "augment_p", "mirror", "feature_resolution", "r1_gamma", "d_reg_interval"}
 LENGTHS = {"tune_kimg", "style_kimg", "sampler_epochs"}

@@ -114,6 +114,8 @@ class TransferStage(Stage):
             self.parameters, torch.autograd.grad(total, self.parameters, allow_unused=True), strict=True
         ):
             parameter.grad = None if grad is None else torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5)
+        for group in self.optimiser.param_groups:
+            group["lr"] = options.lr * self.warmth(step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         for part in EXTRINSIC:
@@ -126,6 +128,10 @@ class TransferStage(Stage):
                 ramp=options.ema_rampup,
             )
         return {"loss": total.item(), **{name: value.item() for name, (_, value) in terms.items()}, **record}
+
+    def warmth(self, step: int) -> float:
+        """Return how far the stage's warm-up is at a step, above 0 to 1."""
+        return min(1.0, step / max(1.0, self.setting.options.warmup * self.total))
 
     def state(self) -> dict[str, Any]:
         """Return both versions of the extrinsic path, the optimiser and the adversary."""
@@ -259,7 +265,7 @@ class StyleStage(TransferStage):
         own, record = self.adversary.judge(fake, real, random, step)
         maps = eyes.look(fake)
         terms = {
-            "adversarial": (options.style_adversarial, own),
+            "adversarial": (options.style_adversarial * self.warmth(step), own),
             "contextual": (options.style_contextual, eyes.contextual(maps, wanted).mean()),
             "matching": (options.style_matching, eyes.matching(maps, wanted).mean()),
             "identity": (options.style_identity, eyes.identity(fake, plain).mean()),
