@@ -33,7 +33,7 @@ from limner.stylization.blend import preview
 PHOTOS = (Path("examples/photos/astronaut.jpg"), Path("examples/photos/hopper.jpg"))
 HELD_OUT = "20900-20999"
 RENDERS, SEEDS, PSI = 4, (0, 1), 0.7
-CELL_PX, QUALITY = 112, 80
+CELL_PX, QUALITY = 96, 66
 
 
 def embed(pixels: np.ndarray, models: Models) -> Inversion:
@@ -93,7 +93,7 @@ def blending_sheet(models: Models, photo: np.ndarray) -> np.ndarray:
         for number in range(len(codes)):
             rows.append([media.to_pixels(column[number : number + 1])[0] for column in columns])
             row_labels.append(name)
-    return media.make_sheet(rows, row_labels, heads, cell_px=CELL_PX - 16)
+    return media.make_sheet(rows, row_labels, heads, cell_px=CELL_PX - 12)
 
 
 def main() -> None:
