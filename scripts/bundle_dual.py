@@ -1,4 +1,4 @@
-"""Put a DualStyleGAN into the package as its packed difference to its base, measured, with its card.
+"""Put a DualStyleGAN into the package, packed, measured, with its card.
 
     python scripts/bundle_dual.py runs/dual-toon/model.safetensors --name dual-toon \\
         --recipe recipes/dual-toon.yaml --source "900 renders ..." [--figures out/dual/figures.json]
@@ -37,7 +37,7 @@ CARD = """# {name} - a DualStyleGAN on {base}
 | licence | {licence} |
 | recipe | `limner train dual --config {recipe}`, then `scripts/bundle_dual.py`; losses: {losses} |
 
-Measured when it was packed, on {samples} random faces in {samples} styles: packing changes pictures by {error:.4f} (root mean
+Measured when it was packed, on {samples} random faces in {shown} styles: packing changes pictures by {error:.4f} (root mean
 square, pixels from -1 to 1) where the style changes faces by {change:.4f}, {share:.1%} of it. {figures}
 
 Limits: no sampler; random styles are drawn among those above. {limits}
@@ -91,6 +91,7 @@ def bundle(arguments: argparse.Namespace) -> Path:
         recipe=arguments.recipe,
         losses=run.get("losses", "unknown"),
         samples=SAMPLES,
+        shown=min(SAMPLES, len(kept)),
         error=compression["picture_error"],
         change=compression["picture_change"],
         share=compression["picture_error"] / max(compression["picture_change"], 1e-9),

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from limner import checkpoints, media, zoo
 from limner.app import cli
-from limner.app.commands.dual import Options, plan_outputs, style_names
+from limner.app.commands.dual import Options, pick_model, plan_outputs, style_names
 from limner.checkpoints import Checkpoint
+from limner.checkpoints.dual_child import save_dual
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError
 from limner.latent import Latent
 from limner.nn import deltas
@@ -354,3 +355,58 @@ class TestCommand:
         assert style_names(options) == ["1-1", "1-2"]
         names = [path.name for paths in plan_outputs(options) for path in paths]
         assert names == ["x-1-1.jpg", "x-1-2.jpg", "x-1-1-2.jpg", "x-1-2-2.jpg"]
+
+
+def enter(name: str, kind: str, checkpoint: Checkpoint | None, file: Path | None = None) -> None:
+    """Put a model into this test's cache as a download would."""
+    download = zoo.Download(
+        name=name, kind=kind, url=f"https://example.org/{name}.safetensors", licence="CC0-1.0"
+    )
+    zoo.cache_dir().mkdir(parents=True, exist_ok=True)
+    place = zoo.cache_dir() / download.file_name
+    if checkpoint is not None:
+        checkpoints.save(checkpoint, place)
+    elif file is not None:
+        place.write_bytes(file.read_bytes())
+    zoo.install(download, place)
+
+
+class TestInstalled:
+    """A packed model of this machine is found by its name, or without one."""
+
+    @pytest.fixture
+    def packed(self, tmp_path: Path) -> Path:
+        dual = make_dual()
+        enter("tiny", "model", Checkpoint(generator=dual.generator))
+        file = tmp_path / "packed.safetensors"
+        save_dual(
+            dual, make_codes(), dual.generator, file, base_name="tiny", start_seed=0, budget_bytes=900_000
+        )
+        enter("tiny-dual", "dual", None, file)
+        media.write(tmp_path / "face.png", photo())
+        return tmp_path
+
+    def test_stylize_knows_its_styles(self, packed: Path) -> None:
+        words = ["--model", "tiny", "--aligned", "--invert-steps", "2", "--inverter", "w+", "--device", "cpu"]
+        outputs = {}
+        for style in ("tiny-dual", "tiny-dual:2"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert cli.main(["stylize", str(packed / "face.png"), "--style", style, *words]) == 0
+            outputs[style] = media.read(packed / f"face-{style.replace(':', '-')}.png").pixels
+        assert (outputs["tiny-dual"] != outputs["tiny-dual:2"]).any()
+        err = io.StringIO()
+        for extra, message in (
+            (["--style", "tiny-dual:9"], "no style 9"),
+            (["--style", "tiny-dual", "--also", "toon"], "leave also out"),
+        ):
+            with contextlib.redirect_stderr(err):
+                assert (
+                    cli.main(
+                        ["stylize", str(packed / "face.png"), *extra, "--out", str(packed / "x.png"), *words]
+                    )
+                    == 2
+                )
+            assert message in err.getvalue()
+
+    def test_the_one_there_is_needs_no_name(self, packed: Path) -> None:
+        assert pick_model() == ("dual-toon" if "dual-toon" in zoo.names("dual") else "tiny-dual")
