@@ -176,7 +176,8 @@ def test_everything_is_made_parents_first(root):
     made = order(root)
     assert sorted(made) == sorted(NAMES)
     assert made.index("base") < made.index("style")
-    assert made.index("base") < made.index("encoder") < made.index("blend")
+    # Parents first, and among those that may start the one at the head of the longest line (encoder has 100 seconds).
+    assert made == ["base", "encoder", "other", "style", "blend"]
     assert any(line.startswith("encoder: step 1 of 2") for line in events)
     assert plan(root) == {}
     jobs = read_jobs(root / "bundle.yaml")

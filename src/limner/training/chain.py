@@ -128,7 +128,7 @@ class Chain:
             ZooError: another chain works in the same folder.
         """
         results: dict[str, Progress] = {}
-        waiting = [name for name in self.jobs if name in names]
+        waiting = sorted((name for name in self.jobs if name in names), key=self._time_until_end, reverse=True)
         with self._locked():
             for name in waiting:
                 if anew or (remake and self._is_made(name)):
@@ -161,6 +161,12 @@ class Chain:
     def _before(self, job: Job) -> list[str]:
         """Return the jobs that make what a job is made from."""
         return [name for model in (job.parent, *job.needs) if (name := maker(self.jobs, model))]
+
+    def _time_until_end(self, name: str) -> float:
+        """Return the seconds of a job and of the longest line that waits for it: the longest line goes first."""
+        own = sum(step.seconds for step in self.jobs[name].steps)
+        after = [self._time_until_end(other) for other, job in self.jobs.items() if name in self._before(job)]
+        return own + max(after, default=0.0)
 
     def _may_start(self, name: str, waiting: list[str], results: dict[str, Progress]) -> bool:
         before = self._before(self.jobs[name])
