@@ -174,3 +174,38 @@ def test_minibatch_std_of_a_batch_that_the_group_does_not_divide():
     assert torch.allclose(minibatch_std(x, group=4), minibatch_std(x, group=3))
     with pytest.raises(ShapeError, match="2 channels cannot be split into 3 groups"):
         minibatch_std(x, channels=3)
+
+
+def energies_of(weight: Tensor) -> Tensor:
+    return demodulation(weight, torch.ones(1, weight.shape[1]))
+
+
+@pytest.mark.parametrize("change", ["in place", "no_grad step", "data", "load"])
+def test_sums_of_frozen_weights_follow_every_change(change):
+    layer = torch.nn.Conv2d(4, 3, 3, bias=False).requires_grad_(change == "no_grad step")
+    with torch.no_grad():
+        before = energies_of(layer.weight)
+        assert energies_of(layer.weight).equal(before)
+        if change == "data":
+            layer.weight.data = layer.weight.data * 2
+        elif change == "load":
+            layer.load_state_dict({"weight": layer.weight * 2})
+        else:
+            layer.weight.mul_(2)
+        assert torch.allclose(energies_of(layer.weight), before / 2, rtol=1e-5)
+
+
+def test_sums_of_learning_weights_have_a_gradient():
+    weight = torch.randn(3, 4, 3, 3, requires_grad=True)
+    with torch.no_grad():
+        energies_of(weight)
+    assert gradcheck(lambda w: demodulation(w, torch.ones(1, 4, dtype=torch.float64)), numbers(3, 4, 3, 3))
+    energies_of(weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_forgotten_weights_are_let_go():
+    before = len(layers._ENERGIES)
+    for _ in range(3):
+        energies_of(torch.randn(3, 4, 3, 3))
+    assert len(layers._ENERGIES) <= before + 1

@@ -17,12 +17,15 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from limner.errors import ShapeError
 from limner.nn.fused import convolve, finish, mix_channels
 
 SQRT2 = math.sqrt(2.0)
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+_ENERGIES = WeakIdKeyDictionary()
+"""Weight -> its state when it was summed, and the sums; see `_energy`."""
 
 
 def fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
@@ -56,7 +59,21 @@ def bias_lrelu(x: Tensor, bias: Tensor, clamp: float | None = None) -> Tensor:
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
     """Return 1 / sqrt(sum of squared modulated weights), (B, O), for weight (O, I, k, k) and styles (B, I)."""
-    return torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).t() + 1e-8)
+    return torch.rsqrt(styles.square() @ _energy(weight).t() + 1e-8)
+
+
+def _energy(weight: Tensor) -> Tensor:
+    """Return the sum of squares over every kernel, (O, I); weights that do not learn are summed once."""
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    plain = type(weight) in (Tensor, nn.Parameter) and not weight.is_inference()
+    if learns or not plain or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        return weight.square().sum((2, 3))
+    state = (weight._version, weight.data_ptr(), weight.dtype)
+    known = _ENERGIES.get(weight)
+    if known is None or known[0] != state:
+        with torch.no_grad():
+            known = _ENERGIES[weight] = (state, weight.square().sum((2, 3)))
+    return known[1]
 
 
 def scales_weights(x: Tensor, weight: Tensor, *, up: bool = False) -> bool:
