@@ -16,7 +16,7 @@ from PIL import Image
 from limner import checkpoints, editing, media
 from limner.app import cli
 from limner.checkpoints.compact import save_encoder
-from limner.editing.discover import untangle
+from limner.editing.discover import find_boundary, fit_boundary, untangle
 from limner.editing.labels import Rule, label, parse_rule, picture_key, read_table
 from limner.errors import MediaError, OptionError, ShapeError
 from limner.nn import deltas
@@ -108,6 +108,30 @@ def test_untangled_directions_leave_the_others_alone():
         untangle([editing.Direction("a", values[0]), editing.Direction("b", 2 * values[0])])
     with pytest.raises(ShapeError, match="same in every row"):
         untangle([editing.Direction("a", torch.ones(4, 16))])
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_a_boundary_is_where_the_loss_has_no_slope(noise):
+    rng = torch.Generator().manual_seed(4)
+    codes = torch.cat([torch.randn(60, 8, generator=rng), torch.ones(60, 1)], 1).double()
+    labels = (codes[:, 0] - 0.3 + noise * torch.randn(60, generator=rng).double() > 0).double()
+    found = fit_boundary(codes, labels, 0.5).requires_grad_()
+    chance = torch.sigmoid(codes @ found)
+    loss = -(labels * chance.log() + (1 - labels) * (1 - chance).log()).mean()
+    (loss + 0.5 * found[:-1].square().sum() / 60).backward()
+    assert found.grad is not None
+    assert float(found.grad.abs().max()) < 1e-6
+    assert float(found[0].detach()) > 0.3
+
+
+def test_what_has_no_boundary():
+    labels = torch.arange(20) % 2
+    with pytest.raises(OptionError, match="hat: all 20 codes are the same"):
+        find_boundary("hat", torch.ones(20, 4), labels)
+    with pytest.raises(OptionError, match="hat: 8 faces, 4 of them"):
+        find_boundary("hat", torch.randn(8, 4), labels[:8])
+    with pytest.raises(OptionError, match="expected a number above 0"):
+        find_boundary("hat", torch.randn(20, 4), labels, penalty=0)
 
 
 def test_directions_are_found_named_listed_and_used(model, tmp_path, generator):
