@@ -180,13 +180,16 @@ def energies_of(weight: Tensor) -> Tensor:
     return demodulation(weight, torch.ones(1, weight.shape[1]))
 
 
-@pytest.mark.parametrize("change", ["in place", "no_grad step", "data", "load"])
+@pytest.mark.parametrize("change", ["in place", "fused step", "data", "load"])
 def test_sums_of_frozen_weights_follow_every_change(change):
-    layer = torch.nn.Conv2d(4, 3, 3, bias=False).requires_grad_(change == "no_grad step")
+    layer = torch.nn.Conv2d(4, 3, 3, bias=False).requires_grad_(change == "fused step")
     with torch.no_grad():
         before = energies_of(layer.weight)
         assert energies_of(layer.weight).equal(before)
-        if change == "data":
+        if change == "fused step":
+            layer.weight.grad = -layer.weight
+            torch.optim.SGD([layer.weight], 1.0, fused=True).step()
+        elif change == "data":
             layer.weight.data = layer.weight.data * 2
         elif change == "load":
             layer.load_state_dict({"weight": layer.weight * 2})

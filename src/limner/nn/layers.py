@@ -64,9 +64,14 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
 
 def _energy(weight: Tensor) -> Tensor:
     """Return the sum of squares over every kernel, (O, I); weights that do not learn are summed once."""
-    learns = weight.requires_grad and torch.is_grad_enabled()
+    # A fused optimiser changes weights without counting it, so what may learn is summed every time.
     plain = type(weight) in (Tensor, nn.Parameter) and not weight.is_inference()
-    if learns or not plain or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    if (
+        weight.requires_grad
+        or not plain
+        or torch.is_inference_mode_enabled()
+        or torch.compiler.is_compiling()
+    ):
         return weight.square().sum((2, 3))
     state = (weight._version, weight.data_ptr(), weight.dtype)
     known = _ENERGIES.get(weight)
