@@ -25,6 +25,7 @@ from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.encoder_options import EncoderOptions
 from limner.training.games import draw_w_plus
+from limner.training.hyper_options import HyperOptions
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
@@ -159,7 +160,9 @@ def build_run(
     )
 
 
-def scheduled_rate(full: float, images: int, options: EncoderOptions | TranslatorOptions) -> float:
+def scheduled_rate(
+    full: float, images: int, options: EncoderOptions | TranslatorOptions | HyperOptions
+) -> float:
     """Return a learning rate: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
     rise = 1.0
     if options.warmup_kimg:

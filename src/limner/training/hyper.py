@@ -9,7 +9,6 @@ Differs: no adversarial term, which the published training adds after 200,000 st
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.hyperinverter import paint, target_layers
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.encoder_lessons import ADAM_BETA1, jitter_colours
+from limner.training.encoder_lessons import ADAM_BETA1, jitter_colours, scheduled_rate
 from limner.training.hyper_options import HyperOptions
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom
@@ -70,14 +69,7 @@ class HyperRun:
 
     def learning_rate(self, full: float) -> float:
         """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
-        options = self.options
-        rise = 1.0
-        if options.warmup_kimg:
-            rise = min(1.0, (self.images + options.batch_size) / (1000 * options.warmup_kimg))
-        if not options.decay_kimg:
-            return full * rise
-        progress = min(max(1 - (options.kimg - self.kimg) / options.decay_kimg, 0.0), 1.0)
-        return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return scheduled_rate(full, self.images, self.options)
 
 
 def build_run(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
+from limner.app.training import launch, plot
 from limner.errors import CheckpointError, OptionError
 from limner.options import to_mapping
 from limner.training.hyper_options import HyperOptions as Options
@@ -21,16 +22,7 @@ def run(options: Options, console: Console) -> int:
     """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
     if not options.data:
         raise OptionError("limner train hyper: name the pictures with --data")
-    from limner.app.device import pick_device
-    from limner.training.run import Runtime
-
-    device = pick_device(console.settings, deterministic=False)
-    return Runtime.launch(
-        lambda runtime: _train(options, console, runtime),
-        processes=options.processes,
-        device=device,
-        precision=options.precision,
-    )
+    return launch(_train, options, console)
 
 
 def _train(options: Options, console: Console, runtime: Runtime) -> int:
@@ -65,8 +57,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
             )
         return exams[0].measure(run, sheet)
 
-    typed: Any = hyper  # has all that the loop asks of its own kind of run
-    training = EncoderTraining(typed, examine=examine, export=_export, lessons=HyperLessons(hyper))  # type: ignore[arg-type]
+    training = EncoderTraining(hyper, HyperLessons(hyper), examine=examine, export=_export)
     training.setup()
     if not runtime.is_main:
         training.fit()
@@ -88,6 +79,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
 
         finished = training.fit(show)
     figures = training.validate()
+    plot(training.journal, console)
     for name in ("psnr", "ssim", "perceptual", "identity"):
         if name in figures:
             console.print(f"{name}: {figures[name]:.4g}, encoder alone {figures[name + '_encoder']:.4g}")
@@ -100,7 +92,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     return 0
 
 
-def _export(run: Any, path: Path, figures: dict[str, Any]) -> None:
+def _export(run: HyperRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact_hyper import save_hyper
 
     provenance = {
