@@ -20,10 +20,11 @@ from limner.options import from_mapping, read_recipe
 from limner.training.encoder import EncoderTraining
 from limner.training.run import Runtime, StepRandom, save_state
 from limner.training.translator_data import Scenes, find_codes, find_tasks, read_labels, shift_inputs
-from limner.training.translator_figures import TranslatorExam, TruthIndex, nearest_share, show_input
+from limner.training.translator_figures import TranslatorExam, TruthIndex, nearest_share
 from limner.training.translator_lessons import Lesson, TranslatorLessons, build_run
 from limner.training.translator_options import TranslatorOptions
 from limner.translation import TASKS, mirror_input
+from limner.translation.tasks import show_input
 
 TINY = {"width": 8, "hidden": 16, "rank": 4, "inner": 4, "head_rank": 2, "batch_size": 12, "warmup_kimg": 0.0}
 CPU = torch.device("cpu")

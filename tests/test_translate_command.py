@@ -18,10 +18,11 @@ from limner import checkpoints, media, zoo
 from limner.app import cli
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.translator import save_translator
-from limner.errors import OptionError
+from limner.errors import MediaError, OptionError
 from limner.faces import Face
 from limner.nn import deltas
 from limner.nn.encoders import Encoder
+from limner.nn.features import Lite0
 from limner.nn.translator import Translator, TranslatorCore
 from limner.pipeline import TranslationModels, load_translation_models, translate
 from limner.pipeline.translation import compare_sheet
@@ -67,8 +68,13 @@ def psp(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def trunk() -> Lite0:
+    return zoo.load("lite0")
+
+
 @pytest.fixture
-def translator(generator) -> Translator:
+def translator(generator, trunk) -> Translator:
     """A tiny translator of all tasks whose codes depend on its input."""
     torch.manual_seed(3)
     sizes: dict[str, Any] = {"width": 8, "gather": 4, "hidden": 16, "rank": 8, "inner": 4, "head_rank": 4}
@@ -77,7 +83,7 @@ def translator(generator) -> Translator:
     for value in core.parameters():
         torch.nn.init.normal_(value, 0, 0.2)
     base = {"name": "tiny", "digest": deltas.digest(generator)}
-    return Translator(trunk=zoo.load("lite0"), core=core, base=base).eval().requires_grad_(False)
+    return Translator(trunk=trunk, core=core, base=base).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -187,9 +193,8 @@ def test_known_pixels_are_kept_where_parts_are_missing(models, picture):
     assert np.array_equal(face.shown[mask == 255], np.full((24 * 30, 3), 128))
     with pytest.raises(OptionError, match="needs to know what is missing"):
         translate(pixels, options, models=models)
-    again = translate(
-        pixels, TranslateOptions(task="inpaint", aligned=True, from_photo=True, seed=4), models=models
-    )
+    chosen = TranslateOptions(task="inpaint", aligned=True, from_photo=True, seed=4, size=64)
+    again = translate(pixels, chosen, models=models)
     assert not np.array_equal(again.faces[0].shown, face.shown)
 
 
@@ -201,9 +206,50 @@ def test_only_missing_parts_of_a_photo_change(models, picture):
     result = translate(pixels, options, models=models, mask=mask)
     changed = (result.pasted[0] != pixels).any(2)
     assert changed[45:55, 35:45].mean() > 0.9
-    grown = np.zeros_like(mask)
-    grown[36:64, 26:54] = True  # the mask was resampled to the face and back
-    assert not (changed & ~grown).any()
+    assert not (changed & ~mask).any()
+    assert result.filled is not None
+    assert np.array_equal(result.filled, mask)
+
+
+def test_every_missing_pixel_is_painted_by_one_face(models, picture):
+    """Two crops overlap: their pixels are painted once, the rest of the holes by nobody."""
+    pixels = media.read(picture).pixels
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    mask[50:60] = 255
+    options = TranslateOptions(task="inpaint", paste=True, size=64)
+    result = translate(pixels, options, models=models, mask=mask)
+    inside = np.zeros_like(mask, bool)
+    for face in result.faces:
+        (left, top), (right, bottom) = face.alignment.quad.min(0), face.alignment.quad.max(0)
+        y, x = np.mgrid[: len(mask), : mask.shape[1]] + 0.5
+        inside |= (x > left) & (x < right) & (y > top) & (y < bottom)  # the landmarks are upright
+    assert 0 < inside[mask > 0].mean() < 1
+    assert np.array_equal(result.filled, inside & (mask > 0))
+    assert not (result.pasted[0] != pixels).any(2)[~result.filled].any()
+
+
+def test_a_scratch_leaves_no_colour_and_detail_stays(models):
+    """Thinner than the seam, it is filled from its sides; pixels that the network is too small to see stay exact."""
+    pixels = np.full((192, 192, 3), (90, 120, 150), np.uint8)
+    pixels[::2, ::2] += 20
+    mask = np.zeros((192, 192), bool)
+    mask[100:102] = True
+    scratched = pixels.copy()
+    scratched[mask] = (255, 0, 0)
+    options = TranslateOptions(task="inpaint", aligned=True, size=192)
+    (face,) = translate(scratched, options, models=models, mask=mask).faces
+    assert np.array_equal(face.outputs[0][~mask], pixels[~mask])
+    assert np.abs(face.outputs[0][mask].astype(int) - (95, 125, 155)).max() < 30
+    assert np.array_equal(face.photo, scratched)
+
+
+def test_masks_and_maps_that_say_nothing_are_refused(models, picture):
+    pixels = media.read(picture).pixels
+    empty = np.full(pixels.shape[:2], 127, np.uint8)
+    with pytest.raises(OptionError, match="marks nothing as missing"):
+        translate(pixels, TranslateOptions(task="inpaint", aligned=True), models=models, mask=empty)
+    with pytest.raises(MediaError, match="map: index 3 on 100.0 % of the pixels is no class"):
+        translate(np.full((8, 8), 3), TranslateOptions(task="labels"), models=models, where="map")
 
 
 def test_label_maps_go_in_the_networks_classes(models, label_file, psp):
@@ -229,6 +275,7 @@ def test_label_maps_go_in_the_networks_classes(models, label_file, psp):
         ({"task": "frontal", "paste": True}, "there is no photo in which the face would fit"),
         ({"task": "sketch", "paste": True}, "there is no photo in which the face would fit"),
         ({"task": "sketch", "mix": "tail"}, "layer mask 'tail'"),
+        ({"task": "sketch", "mix": "5-.rgb"}, "tells toRGB from convolutions"),
     ],
 )
 def test_what_does_not_go_together(options, message, models):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from limner.translation.networks import (
     sees_photo,
 )
 from limner.translation.options import TranslateOptions
-from limner.translation.tasks import Task, blur, make_input, make_masks, shrink
+from limner.translation.tasks import Task, blur, make_input, make_masks, show_input, shrink
 
 TRANSLATOR = "translator"
 """Name of the bundled translator."""
@@ -42,6 +42,8 @@ SEEN_WHOLE_PX = 128
 """Super-resolution takes pictures with a shorter side below this as one face; nothing is looked for in them."""
 SOFT_EDGE = 0.01
 """Of the seam inside missing parts, as a share of the face's side."""
+LEAST_MISSING = 0.1
+"""Share of a pixel's area from which on it counts as missing: what is left of it is no colour of the photo."""
 PASTEABLE = ("super-resolution", "inpaint", "sketch", "toon")
 
 
@@ -68,7 +70,7 @@ class TranslatedFace:
 
     Attributes:
         alignment: where it lies in the input.
-        photo: the face as it was, uint8 (S, S, 3); None where the input shows no photo.
+        photo: the face as it was, uint8 (size, size, 3); None where the input shows no photo.
         shown: what the network saw, as a picture, uint8 (S, S, 3).
         outputs: the faces that came out, uint8 (size, size, 3) each.
         w_plus: their codes, (N, L, w_dim).
@@ -91,20 +93,23 @@ class TranslateResult:
         task: what was done.
         faces: in order, the largest first.
         pasted: with ``paste`` the whole photo, once per output, uint8 (H, W, 3).
+        filled: inpaint with ``paste``: which missing pixels lie in a face and were painted, bool (H, W); missing ones
+            outside all faces stay as they were.
     """
 
     task: Task
     faces: list[TranslatedFace]
     pasted: list[np.ndarray]
+    filled: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Input:
     alignment: Alignment
     x: Tensor  # (1, C, S, S)
-    shown: np.ndarray
-    photo: np.ndarray | None = None
-    mask: Tensor | None = None  # (1, 1, S, S)
+    shown: np.ndarray  # uint8 (S, S, 3)
+    photo: np.ndarray | None = None  # uint8 (size, size, 3)
+    hole: Tensor | None = None  # (1, 1, size, size), 1 where parts are missing
 
 
 def load_translation_models(
@@ -188,6 +193,7 @@ def translate(
 
     Raises:
         OptionError: the model does not do the task, or something that the task needs is missing.
+        MediaError: the mask has another size than the picture, or a label map holds what is no class.
         FaceNotFoundError: no face is there.
     """
     options = options or TranslateOptions()
@@ -199,11 +205,19 @@ def translate(
         results.append(_translate(one, task, options, models))
         if on_face is not None:
             on_face(number, len(found))
+    if not options.paste:
+        return TranslateResult(task=task, faces=results, pasted=[])
+    owners = _find_owners(picture.shape[:2], found, mask) if task.name == "inpaint" else None
     pasted = []
-    if options.paste:
-        for output in range(options.outputs):
-            pasted.append(_paste(picture, found, [face.outputs[output] for face in results], task, options))
-    return TranslateResult(task=task, faces=results, pasted=pasted)
+    for output in range(options.outputs):
+        painted = [face.outputs[output] for face in results]
+        if owners is not None and options.composite:
+            pasted.append(_fill_photo(picture, owners, found, painted))
+        else:
+            how = PasteOptions(mask=options.paste_shape, color_match=options.color_match)
+            pasted.append(faces.paste_faces(picture, painted, [one.alignment for one in found], how))
+    filled = None if owners is None else owners >= 0
+    return TranslateResult(task=task, faces=results, pasted=pasted, filled=filled)
 
 
 def check_options(task: Task, options: TranslateOptions, network: TaskNetwork) -> None:
@@ -218,8 +232,10 @@ def check_options(task: Task, options: TranslateOptions, network: TaskNetwork) -
             f"{task.name}: there is no photo in which the face would fit; leave paste out (possible for super-resolution, "
             "inpaint, sketch with from_photo, and photo to toon)"
         )
-    if options.mix:
-        LayerMask(options.mix)
+    if options.mix and LayerMask(options.mix).separates_rgb:
+        raise OptionError(
+            f"mix is {options.mix}, which tells toRGB from convolutions; write it in rows, such as 8-11"
+        )
 
 
 def _find_inputs(
@@ -237,7 +253,7 @@ def _find_inputs(
         if picture.ndim != 2:
             raise OptionError(f"{where} is a picture, expected a label map, integers (H, W); see read_labels")
         scheme = scheme_of(network)
-        labels = label_maps.square(picture, side)
+        labels = label_maps.square(label_maps.by_index(picture, scheme, where=where), side)
         shown = label_maps.paint(labels, scheme)
         whole = faces.whole_picture(np.zeros((*picture.shape, 3), np.uint8), side)
         return [_Input(whole, label_maps.planes(labels, scheme).to(device), shown)]
@@ -252,6 +268,9 @@ def _find_inputs(
             f"the mask has {mask.shape[1]} x {mask.shape[0]} px, {where} has {picture.shape[1]} x {picture.shape[0]}; "
             "expected the same size"
         )
+    missing = None if mask is None or task.name != "inpaint" else _binary(mask)
+    if missing is not None and not missing.any():
+        raise OptionError(f"{where}: the mask marks nothing as missing; it is white where parts are missing")
     looks = options.from_photo or sees_photo(network, task)
     if task.name == "super-resolution" and not options.from_photo:
         looks = min(picture.shape[:2]) >= SEEN_WHOLE_PX
@@ -261,7 +280,7 @@ def _find_inputs(
     alignments = faces.find_alignments(picture, align, options, detector=models.detector, where=where)
     rng = torch.Generator().manual_seed(options.seed)
     return [
-        _make_input(picture, alignment, task, options, mask, rng, device, looks=looks)
+        _make_input(picture, alignment, task, options, missing, rng, device, looks=looks)
         for alignment in alignments
     ]
 
@@ -271,31 +290,41 @@ def _make_input(
     alignment: Alignment,
     task: Task,
     options: TranslateOptions,
-    mask: np.ndarray | None,
+    missing: np.ndarray | None,
     rng: torch.Generator,
     device: torch.device,
     *,
     looks: bool,
 ) -> _Input:
-    crop = faces.crop_face(picture, alignment)
-    photo = media.to_image(crop).to(device)
+    image = media.to_image(faces.crop_face(picture, alignment)).to(device)
+    # What is kept of the photo is kept in the size of the result, which may show more than the network sees.
+    whole = alignment.resized(options.size)
+    photo = faces.crop_face(picture, whole) if looks else None
     hole: Tensor | None = None
     if task.name == "inpaint":
-        hole = make_masks(photo, rng) if mask is None else _crop_mask(mask, alignment).to(photo)
-        x = make_input(task, photo, paired=hole)
+        if missing is None:
+            hole = make_masks(torch.empty(1, 1, options.size, options.size), rng)
+        else:
+            hole = _crop_missing(missing, whole)
+        seen = F.interpolate(hole, (alignment.size, alignment.size), mode="area") > LEAST_MISSING
+        x = make_input(task, image, paired=seen)
     elif task.name == "super-resolution":
-        x = shrink(photo, factor=options.factor) if options.from_photo else photo
+        x = shrink(image, factor=options.factor) if options.from_photo else image
     else:
-        x = make_input(task, photo)
-    seen = x[:, :3] if len(x[0]) >= 3 else (2 * x - 1).expand(-1, 3, -1, -1)
-    return _Input(alignment, x, media.to_pixels(seen)[0], crop if looks else None, hole)
+        x = make_input(task, image)
+    return _Input(alignment, x, media.to_pixels(show_input(task, x))[0], photo, hole)
 
 
-def _crop_mask(mask: np.ndarray, alignment: Alignment) -> Tensor:
-    """Return the mask of a face, (1, 1, S, S), 0 or 1."""
-    values = mask.astype(np.float32) / (np.iinfo(mask.dtype).max if mask.dtype.kind in "iu" else 1)
-    pixels = np.repeat(((values > 0.5) * 255).astype(np.uint8)[..., None], 3, 2)
-    return (media.to_image(faces.crop_face(pixels, alignment))[:, :1] > 0).float()
+def _binary(mask: np.ndarray) -> np.ndarray:
+    """Return which pixels of a mask are above half of its type's range, or of 1, bool (H, W)."""
+    return mask > np.iinfo(mask.dtype).max / 2 if mask.dtype.kind in "iu" else mask.astype(np.float32) > 0.5
+
+
+def _crop_missing(missing: np.ndarray, alignment: Alignment) -> Tensor:
+    """Return what is missing of a face, (1, 1, S, S), 0 or 1."""
+    pixels = np.repeat((missing * np.uint8(255))[..., None], 3, 2)
+    crop = faces.crop_face(pixels, alignment)[..., 0]
+    return torch.from_numpy(crop > 255 * LEAST_MISSING)[None, None].float()
 
 
 def _translate(
@@ -315,44 +344,80 @@ def _translate(
     for row in w_plus.split(1):
         image = render(models.generator, Latent("w+", row)).clamp(-1, 1)
         painted = media.resize_pixels(media.to_pixels(image)[0], options.size)
-        if one.mask is not None and options.composite and one.photo is not None:
-            painted = _fill(one.photo, painted, one.mask)
+        if one.hole is not None and options.composite and one.photo is not None:
+            painted = _fill(one.photo, painted, one.hole)
         outputs.append(painted)
     seconds = time.perf_counter() - start
     return TranslatedFace(one.alignment, one.photo, one.shown, outputs, w_plus, seconds)
 
 
-def soft_inside(mask: Tensor) -> Tensor:
-    """Soften the edge of a mask (1, 1, H, W) on its inner side: 0 stays 0."""
-    sigma = max(0.5, SOFT_EDGE * mask.shape[-1])
-    return (2 * blur(mask, sigma) - 1).clamp(0, 1) * mask
+def _fill(photo: np.ndarray, painted: np.ndarray, hole: Tensor) -> np.ndarray:
+    """Return the photo with its missing parts painted, all uint8 (S, S, 3) and (1, 1, S, S).
+
+    Known pixels stay as they are.  Inside, the painting fades in from the colours of the known pixels nearby: what the
+    photo holds where it is missing, a scratch or a blot, counts nowhere.
+    """
+    sigma = max(0.5, SOFT_EDGE * hole.shape[-1])
+    known = media.to_image(photo)
+    certain = 1 - F.max_pool2d(hole, 3, stride=1, padding=1)  # resampling mixes pixels with their neighbours
+    weight = blur(certain, sigma)
+    nearby = blur(known * certain, sigma) / weight.clamp_min(1e-6)
+    share = torch.where(weight > 1e-3, (2 * blur(hole, sigma) - 1).clamp(0, 1), 1.0)
+    inside = torch.lerp(nearby, media.to_image(painted), share)
+    return media.to_pixels(torch.where(hole > 0, inside, known))[0]
 
 
-def _fill(photo: np.ndarray, painted: np.ndarray, mask: Tensor) -> np.ndarray:
-    """Return the photo with its missing parts painted; both uint8, brought to the painting's size."""
-    size = painted.shape[:2]
-    known = media.to_image(media.resize_pixels(photo, size))
-    hole = F.interpolate(mask.cpu(), size, mode="nearest")
-    return media.to_pixels(torch.lerp(known, media.to_image(painted), soft_inside(hole)))[0]
+def _find_owners(shape: Sequence[int], found: Sequence[_Input], mask: np.ndarray | None) -> np.ndarray:
+    """Return which face paints each missing pixel of a photo, int (H, W); -1 for pixels that stay.
+
+    A pixel that lies in several crops belongs to the one to whose middle it is nearer, measured by the crop's side.
+    """
+    missing = None if mask is None else _binary(mask)
+    owners, nearest = np.full(shape, -1), np.ones(shape, np.float32)
+    for number, one in enumerate(found):
+        assert one.hole is not None
+        size = one.hole.shape[-1]
+        part, to_crop = _to_crop(one.alignment.resized(size), one.alignment.quad, shape)
+        if not owners[part].size:
+            continue
+        height, width = owners[part].shape
+        columns, rows = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+        x, y = (line[0] * columns + line[1] * rows + line[2] for line in to_crop[:2])  # crop px, (h, w)
+        radius = np.maximum(abs(2 * x / size - 1), abs(2 * y / size - 1))  # 1 on the crop's border
+        if missing is None:
+            row, column = (value.astype(int).clip(0, size - 1) for value in (y, x))
+            hole = one.hole[0, 0].numpy()[row, column] > 0
+        else:
+            hole = missing[part]
+        taken = hole & (radius < nearest[part])
+        owners[part][taken], nearest[part][taken] = number, radius[taken]
+    return owners
 
 
-def _paste(
-    picture: np.ndarray, found: list[_Input], outputs: list[np.ndarray], task: Task, options: TranslateOptions
+def _to_crop(
+    alignment: Alignment, quad: np.ndarray, shape: Sequence[int]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Return the rows and columns of a photo that a quad touches, and the matrix from there to a crop."""
+    low = np.floor(quad.min(0)).clip(0).astype(int)
+    high = np.minimum(np.ceil(quad.max(0)), [shape[1], shape[0]]).astype(int)
+    shift = np.eye(3)
+    shift[:2, 2] = low
+    part = slice(low[1], max(low[1], high[1])), slice(low[0], max(low[0], high[0]))
+    return part, alignment.photo_to_crop @ shift
+
+
+def _fill_photo(
+    picture: np.ndarray, owners: np.ndarray, found: Sequence[_Input], outputs: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Put one face per input back into the photo; of inpainted ones the missing parts alone."""
-    if task.name != "inpaint" or not options.composite:
-        how = PasteOptions(mask=options.paste_shape, color_match=options.color_match)
-        return faces.paste_faces(picture, outputs, [one.alignment for one in found], how)
-    result = media.to_image(picture)
-    for one, painted in zip(found, outputs, strict=True):
-        assert one.mask is not None
-        to_crop = np.linalg.inv(one.alignment.resized(len(painted)).crop_to_photo)
-        to_mask = np.linalg.inv(one.alignment.crop_to_photo)
-        border = F.pad(one.mask.cpu()[:, :, 1:-1, 1:-1], (1, 1, 1, 1))  # beyond the crop nothing is missing
-        hole = warp(border, to_mask, picture.shape[:2]).clamp(0, 1)
-        hole = hole * (hole > 0.02)
-        result = torch.lerp(result, warp(media.to_image(painted), to_crop, picture.shape[:2]), hole)
-    return media.to_pixels(result)[0]
+    """Return the photo with its missing parts taken from the faces; every other pixel stays as it is."""
+    result = picture.copy()
+    for number, (one, painted) in enumerate(zip(found, outputs, strict=True)):
+        part, to_crop = _to_crop(one.alignment.resized(len(painted)), one.alignment.quad, picture.shape)
+        mine = owners[part] == number
+        if mine.any():
+            pixels = media.to_pixels(warp(media.to_image(painted), to_crop, mine.shape))[0]
+            result[part][mine] = pixels[mine]
+    return result
 
 
 def compare_sheet(result: TranslateResult, size: int = 512) -> np.ndarray:

@@ -16,6 +16,7 @@ from limner.nn.stylegan2 import Generator
 from limner.nn.translator import Translator
 from limner.training.translator_data import Scenes
 from limner.translation import Task, make_input
+from limner.translation.tasks import show_input
 
 SHEET_SCENES = 8
 CHUNK = 16
@@ -155,18 +156,6 @@ class TranslatorExam:
         if sheet is not None:
             write_sheet(sheet, rows, labels, [Path(name).stem for name in self.scenes.names[:SHEET_SCENES]])
         return figures | self.limits
-
-
-def show_input(task: Task, x: Tensor) -> Tensor:
-    """Return a picture (B, 3, H, W) in [-1, 1] of what a task's network sees."""
-    if task.name == "labels":
-        from limner.translation.classes import OURS
-
-        colors = torch.tensor([one.color for one in OURS]).to(x) / 127.5 - 1
-        return torch.einsum("bchw,cd->bdhw", x, colors)
-    if task.in_channels == 1:
-        return (2 * x - 1).expand(-1, 3, -1, -1)
-    return x[:, :3]
 
 
 def write_sheet(path: Path, rows: Sequence[Tensor], labels: Sequence[str], columns: Sequence[str]) -> None:

@@ -117,6 +117,23 @@ def make_input(
     return photo if paired is None else resize(paired, photo.shape[2:])
 
 
+def show_input(task: str | Task, x: Tensor) -> Tensor:
+    """Return a picture of what a task's network sees.
+
+    Args:
+        task: or its name.
+        x: (B, in_channels, H, W), as `make_input` returns it.
+
+    Returns:
+        (B, 3, H, W), [-1, 1]; label maps in our classes' colours.
+    """
+    task = find_task(task) if isinstance(task, str) else task
+    if task.name == "labels":
+        colors = torch.tensor([one.color for one in OURS]).to(x) / 127.5 - 1
+        return torch.einsum("bchw,cd->bdhw", x, colors)
+    return (2 * x - 1).expand(-1, 3, -1, -1) if task.in_channels == 1 else x[:, :3]
+
+
 def mirror_input(task: str | Task, x: Tensor) -> Tensor:
     """Return the input of the mirrored face: left and right classes change places in label maps."""
     task = find_task(task) if isinstance(task, str) else task
