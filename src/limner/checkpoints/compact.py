@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.files import replacing
 from limner.nn.compact import CompactCore, CompactEncoder
@@ -39,14 +41,7 @@ def save_encoder(
 
     if not encoder.base.get("digest"):
         raise CheckpointError(f"{path}: an encoder is only of use with its generator; give it a base first")
-    tensors = {}
-    for name, value in encoder.core.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        if half and value.ndim >= 2:
-            value = value.half()
-            if not value.isfinite().all():
-                raise CheckpointError(f"{name} holds values too large for float16; write float32")
-        tensors[name] = value.clone()
+    tensors = stored_tensors(encoder.core, half=half)
     about = {
         "version": 1,
         "kind": KIND,
@@ -60,8 +55,25 @@ def save_encoder(
         save_file(tensors, temporary, {"limner": json.dumps(about, sort_keys=True)})
 
 
-def read_base(path: str | Path) -> dict[str, str] | None:
-    """Return name and digest of the generator that a compact encoder's file belongs to; None for any other file."""
+def stored_tensors(core: nn.Module, *, half: bool) -> dict[str, Tensor]:
+    """Return a core's tensors as they are written: on the CPU, matrices and kernels as float16 where ``half`` says so.
+
+    Raises:
+        CheckpointError: values are too large for half precision.
+    """
+    tensors = {}
+    for name, value in core.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        if half and value.ndim >= 2:
+            value = value.half()
+            if not value.isfinite().all():
+                raise CheckpointError(f"{name} holds values too large for float16; write float32")
+        tensors[name] = value.clone()
+    return tensors
+
+
+def read_about(path: str | Path, architecture: str) -> dict[str, Any] | None:
+    """Return what a file of kind ``encoder`` and this architecture says of itself; None for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -69,8 +81,19 @@ def read_base(path: str | Path) -> dict[str, str] | None:
             about = json.loads((file.metadata() or {}).get("limner", "{}"))
     except (SafetensorError, ValueError, OSError):
         return None
-    ours = about.get("kind") == KIND and about.get("architecture") == ARCHITECTURE
-    return dict(about.get("base") or {}) if ours else None
+    ours = isinstance(about, dict) and (about.get("kind"), about.get("architecture")) == (KIND, architecture)
+    return about if ours else None
+
+
+def read_base(path: str | Path) -> dict[str, str] | None:
+    """Return name and digest of the generator that a compact encoder's file belongs to; None for any other file."""
+    about = read_about(path, ARCHITECTURE)
+    return None if about is None else plain_words(about.get("base"))
+
+
+def plain_words(value: Any) -> dict[str, str]:
+    """Return a header's mapping with its values as text; empty where the header holds something else."""
+    return {name: str(word) for name, word in value.items()} if isinstance(value, dict) else {}
 
 
 def load_encoder(path: str | Path, *, trunk: Lite0) -> CompactEncoder:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from limner.checkpoints.compact import KIND, plain_words, read_about, stored_tensors
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.files import replacing
 from limner.nn.compact import CompactEncoder
 from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.features import load_strictly, read_native
 
-KIND, ARCHITECTURE = "encoder", "CompactHyper"
+ARCHITECTURE = "CompactHyper"
 
 
 def save_hyper(
@@ -41,14 +42,7 @@ def save_hyper(
         raise CheckpointError(
             f"{path}: a HyperInverter is only of use with its generator; give its encoder a base"
         )
-    tensors = {}
-    for name, value in network.core.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        if half and value.ndim >= 2:
-            value = value.half()
-            if not value.isfinite().all():
-                raise CheckpointError(f"{name} holds values too large for float16; write float32")
-        tensors[name] = value.clone()
+    tensors = stored_tensors(network.core, half=half)
     about = {
         "version": 1,
         "kind": KIND,
@@ -65,15 +59,8 @@ def save_hyper(
 
 def read_first(path: str | Path) -> dict[str, str] | None:
     """Return name and digest of the encoder that a small HyperInverter belongs to; None for any other file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("limner", "{}"))
-    except (SafetensorError, ValueError, OSError):
-        return None
-    ours = about.get("kind") == KIND and about.get("architecture") == ARCHITECTURE
-    return {name: str(value) for name, value in dict(about.get("first") or {}).items()} if ours else None
+    about = read_about(path, ARCHITECTURE)
+    return None if about is None else plain_words(about.get("first"))
 
 
 def load_hyper(path: str | Path, *, encoder: CompactEncoder) -> CompactHyper:

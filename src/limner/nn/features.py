@@ -322,6 +322,8 @@ def read_native(
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("limner", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError(f"the metadata hold a {type(about).__name__}")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError) as error:
         raise UnknownFormatError(

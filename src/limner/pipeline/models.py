@@ -152,11 +152,13 @@ def find_first(first: Mapping[str, str], *, where: str) -> CompactEncoder:
         ZooError: it is not on this machine.
     """
     names = [first["name"]] if first.get("name") else []
-    names += [name for name in zoo.names("encoder") if read_base(zoo.path(name)) is not None]
+    names += zoo.names("encoder")
     for name in names:
         try:
             file = zoo.resolve(name)
         except ZooError:
+            continue
+        if read_base(file) is None:  # another file has taken the name
             continue
         found = load_encoder(file, trunk=zoo.load(TRUNK))
         if deltas.digest(found.core) == first.get("digest"):
