@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from limner import checkpoints, media, zoo
 from limner.app import cli
+from limner.app.commands.translate import Options, plan_files, plan_outputs, write_files
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.translator import save_translator
 from limner.errors import MediaError, OptionError
@@ -373,6 +375,74 @@ def test_a_picture_that_fails_does_not_stop_the_others(psp, picture, tmp_path):
     assert result["failed"][0]["error"] == "MediaError"
 
 
+def test_no_face_replaces_a_file(models, picture, tmp_path):
+    """How many faces there are is known late; nothing is written then if one of their files exists."""
+    result = translate(media.read(picture).pixels, TranslateOptions(task="frontal", size=32), models=models)
+    asked = Options(pictures=(picture,), task="frontal", size=32, compare=True)
+    media.write(tmp_path / "a-2.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(OptionError, match=r"a-2\.png exists already"):
+        write_files(result, media.read(picture), tmp_path / "a.png", asked, {})
+    assert not list(tmp_path.glob("a-1*"))
+    again = dataclasses.replace(asked, overwrite=True)
+    files = write_files(result, media.read(picture), tmp_path / "a.png", again, {})
+    assert [file.name for file in files] == ["a-1.png", "a-2.png", "a-compare.png"]
+    assert all(file.is_file() for file in files)
+    with pytest.raises(OptionError, match="an input itself"):
+        write_files(result, None, tmp_path / "a.png", dataclasses.replace(again, pictures=tuple(files)), {})
+
+
+def test_names_of_faces_and_pictures_do_not_meet(tmp_path):
+    asked = Options(pictures=tuple(tmp_path / name for name in ("a.png", "a.jpg", "b.png")), task="toon")
+    outputs = plan_outputs(asked)
+    assert [path.name for path in outputs] == ["a-toon.png", "a-2-toon.png", "b-toon.png"]
+    files = [file for path in outputs for file in plan_files(path, asked, faces=3)]
+    assert len(set(files)) == 9
+
+
+def test_transparent_parts(translator, generator, picture, tmp_path):
+    """Drawings and toons lie on white; what inpainting fills becomes opaque, what no face covers stays as it was."""
+    save_translator(translator, tmp_path / "tiny.safetensors", provenance={})
+    checkpoints.save(Checkpoint(generator=generator), tmp_path / "generator.safetensors")
+    words = ["--model", tmp_path / "tiny.safetensors", "--generator", tmp_path / "generator.safetensors"]
+    words += ["--size", 32, "--aligned"]
+    pixels = media.read(picture).pixels
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:, :60], alpha[:, 60:70] = 0, 200  # the square in the middle begins at 20
+    white = pixels.copy()
+    white[:, :60] = 255
+    white[:, 60:70] = (pixels[:, 60:70] * (200 / 255) + 255 * (55 / 255)).round()
+    media.write(tmp_path / "clear.png", media.Photo(pixels, alpha=alpha))
+    media.write(tmp_path / "white.png", white)
+    for name in ("clear", "white"):
+        status, _, err = run(
+            tmp_path / f"{name}.png", *words, "--task", "toon", "-o", tmp_path / f"{name}-out.png"
+        )
+        assert status == 0, err
+    first, second = (media.read(tmp_path / f"{name}-out.png").pixels for name in ("clear", "white"))
+    assert np.array_equal(first, second)
+    status, _, err = run(
+        tmp_path / "clear.png", *words, "--task", "inpaint", "--paste", "-o", tmp_path / "in.png"
+    )
+    assert status == 0, err
+    assert "33% of the missing parts lie outside" in err
+    filled = media.read(tmp_path / "in.png")
+    assert filled.alpha is not None
+    wanted = alpha.copy()
+    wanted[:, 20:60] = 255
+    assert np.array_equal(filled.alpha, wanted)
+    assert np.array_equal(filled.pixels[:, 60:], pixels[:, 60:])
+    # A mask drawn on a transparent layer: only what is white and opaque is missing.
+    layer = np.zeros_like(alpha)
+    layer[40:60, 80:100] = 255
+    media.write(tmp_path / "layer.png", media.Photo(np.full_like(pixels, 255), alpha=layer))
+    masked = [*words, "--task", "inpaint", "--paste", "--mask", tmp_path / "layer.png"]
+    status, _, err = run(picture, *masked, "-o", tmp_path / "layered.png")
+    assert status == 0, err
+    changed = (media.read(tmp_path / "layered.png").pixels != pixels).any(2)
+    assert changed.any()
+    assert not changed[layer == 0].any()
+
+
 def test_another_generator_is_refused(translator, tmp_path, picture):
     save_translator(translator, tmp_path / "tiny.safetensors", provenance={})
     other = make_generator(4)
@@ -392,7 +462,7 @@ def test_mistakes_are_named(psp, picture, generator, tmp_path):
         ([*sketch, "--mask", picture], "mask is for inpaint"),
         ([*sketch, "--task", "labels", "--from-photo"], "cannot be made of a photo"),
         ([*sketch, picture, "-o", tmp_path / "one.png"], "there are 2 pictures; name a folder"),
-        ([*sketch, "-o", picture], "the input itself"),
+        ([*sketch, "-o", picture], "an input itself"),
         ([*sketch, "--task", "sketchy"], "did you mean 'sketch'?"),
         (["--model", tmp_path / "generator.safetensors"], "is no translator"),
         (["--model", tmp_path / "nothing.pt"], "no file"),

@@ -30,8 +30,8 @@ class Options(TranslateOptions, ReadOptions):
     pictures: tuple[Path, ...] = knob()
     """sketches, label maps or photos, as the task says"""
     out: Path | None = None
-    """file to write, or folder for several pictures; by default PICTURE-TASK beside the picture; several faces and outputs
-    are numbered"""
+    """file to write, or folder for several pictures; by default PICTURE-TASK beside the picture (PICTURE-translated where
+    task is left out); several faces and outputs are numbered"""
     model: str = "translator"
     """a translator, name or file, or a pSp checkpoint (psp_celebs_sketch_to_face.pt, ...)"""
     generator: str = ""
@@ -78,7 +78,7 @@ def run(options: Options, console: Console) -> int:
 
             try:
                 written.append(_translate(picture, output, task.name, models, options, console, show))
-            except (FaceNotFoundError, MediaError) as error:
+            except (FaceNotFoundError, MediaError, OptionError) as error:
                 if len(jobs) == 1:
                     raise _with_hint(error, task.name, options) from None
                 console.error(str(error))
@@ -106,11 +106,10 @@ def plan_outputs(options: Options) -> list[Path]:
     names: list[Path] = []
     for picture in options.pictures:
         keep = options.paste and picture.suffix.lower() in KEPT_SUFFIXES
-        suffix = picture.suffix.lower() if keep else ".png"
-        stem = f"{picture.stem}-{options.task or 'translated'}"
-        path, number = (out or picture.parent) / f"{stem}{suffix}", 2
-        while path in names:
-            path, number = path.with_name(f"{stem}-{number}{suffix}"), number + 1
+        end = f"-{options.task or 'translated'}{picture.suffix.lower() if keep else '.png'}"
+        path, number = (out or picture.parent) / f"{picture.stem}{end}", 2
+        while path in names:  # numbers of faces come last, so that no picture's faces take another's name
+            path, number = path.with_name(f"{picture.stem}-{number}{end}"), number + 1
         names.append(path)
     return names
 
@@ -125,15 +124,30 @@ def check_inputs(options: Options) -> None:
         raise OptionError(
             "mask and from_photo exclude each other: from_photo chooses the missing parts itself"
         )
-    sources = {path.resolve() for path in options.pictures}
     for path in plan_outputs(options):
-        if path.resolve() in sources:
-            raise OptionError(f"out is {path}, which is the input itself; choose another name")
-        beside = [path, numbered(path, 1, 1, options.outputs)]
-        beside += [compare_path(path)] if options.compare else []
-        taken = [one for one in beside if one.exists()]
-        if taken and not options.overwrite:
-            raise OptionError(f"{taken[0]} exists already; give --overwrite or another --out")
+        check_free(plan_files(path, options), options)
+
+
+def check_free(files: list[Path], options: Options) -> None:
+    """Raise `OptionError` for files that exist already, unless they may be replaced, and for the pictures themselves."""
+    sources = {picture.resolve() for picture in options.pictures}
+    for file in files:
+        if file.resolve() in sources:
+            raise OptionError(f"out is {file}, which is an input itself; choose another name")
+        if file.exists() and not options.overwrite:
+            raise OptionError(f"{file} exists already; give --overwrite or another --out")
+
+
+def plan_files(output: Path, options: Options, faces: int = 1) -> list[Path]:
+    """Return all files of a picture with so many faces: its faces or, pasted, its photos, then the sheet."""
+    count = options.outputs
+    numbers = range(1, 1 + (1 if options.paste else faces))
+    files = [
+        numbered(output, face, index, count, len(numbers))
+        for face in numbers
+        for index in range(1, count + 1)
+    ]
+    return files + [compare_path(output)] * options.compare
 
 
 def numbered(output: Path, face: int, index: int, outputs: int, faces: int = 1) -> Path:
@@ -161,86 +175,85 @@ def _translate(
     console: Console,
     on_face: Any,
 ) -> dict[str, Any]:
-    from limner import media
     from limner.pipeline.translation import translate
     from limner.translation.classes import CELEBA
     from limner.translation.labels import read_labels
-    from limner.translation.networks import scheme_of
+    from limner.translation.networks import scheme_of, sees_photo
+    from limner.translation.tasks import TASKS
 
     photo: Photo | None = None
+    mask = None
     if task == "labels":
         to = "celeba" if scheme_of(models.network) is CELEBA else "limner"
         given = read_labels(picture, to=to, scheme=options.classes, legend=options.legend)
-        mask = None
     else:
-        photo = media.read(picture, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
+        photo = _read(picture, options)
         for note in photo.notes:
             console.warn(f"{picture}: {note}")
         given = photo.pixels
-        mask = _read_mask(photo, options) if task == "inpaint" and not options.from_photo else None
-        if photo.alpha is not None and task == "sketch":
-            given = _on_white(photo)
+        if task == "inpaint" and not options.from_photo:
+            mask = _read_mask(photo, options)
+        if photo.alpha is not None and not options.from_photo and not sees_photo(models.network, TASKS[task]):
+            given = _on_white(photo, photo.alpha)
     result = translate(given, options, models=models, mask=mask, where=str(picture), on_face=on_face)
     record = {name: value for name, value in to_mapping(options).items() if name not in UNRECORDED}
     record |= {"command": "translate", "task": task, "model": models.name}
-    files = _write(result, photo, output, options, record)
+    files = write_files(result, photo, output, options, record)
+    if result.filled is not None and mask is not None and ((mask > 127) & ~result.filled).any():
+        left = ((mask > 127) & ~result.filled).sum() / (mask > 127).sum()
+        console.warn(
+            f"{picture}: {left:.0%} of the missing parts lie outside the faces and were left as they are"
+        )
     seconds = sum(face.seconds for face in result.faces)
     return {"picture": picture, "files": files, "faces": len(result.faces), "seconds": seconds}
 
 
-def _read_mask(photo: Photo, options: Options) -> np.ndarray | None:
-    """Return what is missing, uint8 (H, W), 255 where it is: the mask's file, or else the photo's transparent parts."""
+def _read(path: Path, options: Options) -> Photo:
     from limner import media
 
+    return media.read(path, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
+
+
+def _read_mask(photo: Photo, options: Options) -> np.ndarray | None:
+    """Return what is missing, uint8 (H, W), 255 where it is: the mask's file, or else the photo's transparent parts."""
     if options.mask is not None:
-        mask = media.read(options.mask).pixels
-        return mask.mean(2).round().astype(mask.dtype)
+        mask = _read(options.mask, options)
+        opaque = 1.0 if mask.alpha is None else mask.alpha / 255.0
+        return (mask.pixels.mean(2) * opaque).round().astype(mask.pixels.dtype)
     if photo.alpha is not None and (photo.alpha < 128).any():
         return 255 - photo.alpha
     return None
 
 
-def _on_white(photo: Photo) -> np.ndarray:
-    """Return a drawing laid on white paper."""
-    assert photo.alpha is not None
-    share = photo.alpha[..., None] / 255.0
+def _on_white(photo: Photo, alpha: np.ndarray) -> np.ndarray:
+    """Return a drawing laid on white paper, uint8 (H, W, 3)."""
+    share = alpha[..., None] / 255.0
     return (photo.pixels * share + 255 * (1 - share)).round().astype(photo.pixels.dtype)
 
 
-def _write(
+def write_files(
     result: TranslateResult, photo: Photo | None, output: Path, options: Options, record: dict[str, Any]
 ) -> list[Path]:
+    """Write all files of a picture, none if one of them exists and may not be replaced."""
+    import numpy as np
+
     from limner import media
     from limner.pipeline.translation import compare_sheet
 
-    files = []
-    for index, pixels in enumerate(result.pasted, 1):
-        assert photo is not None
-        whole = dataclasses.replace(photo, pixels=pixels)
-        if result.task.name == "inpaint":
-            whole = dataclasses.replace(whole, alpha=None)
-        files.append(
-            media.write(
-                numbered(output, 1, index, options.outputs),
-                whole,
-                options=record,
-                source_type="compositeWithTrainedAlgorithmicMedia",
-            )
-        )
-    kept = result.task.name == "inpaint" and options.composite
+    files = plan_files(output, options, len(result.faces))
+    check_free(files, options)
+    kept = options.paste or (result.task.name == "inpaint" and options.composite)
     kind = "compositeWithTrainedAlgorithmicMedia" if kept else "trainedAlgorithmicMedia"
-    for number, face in enumerate(result.faces, 1) if not options.paste else ():
-        for index, pixels in enumerate(face.outputs, 1):
-            path = numbered(output, number, index, options.outputs, len(result.faces))
-            files.append(media.write(path, pixels, options=record, source_type=kind))
+    pictures: list[Any] = [pixels for face in result.faces for pixels in face.outputs]
+    if options.paste:
+        assert photo is not None
+        alpha = photo.alpha
+        if alpha is not None and result.filled is not None:
+            alpha = np.where(result.filled, np.uint8(255), alpha)
+        pictures = [dataclasses.replace(photo, pixels=pixels, alpha=alpha) for pixels in result.pasted]
+    for path, one in zip(files, pictures, strict=False):
+        media.write(path, one, options=record, source_type=kind)
     if options.compare:
         sheet = compare_sheet(result, min(options.size, 512))
-        files.append(
-            media.write(
-                compare_path(output),
-                sheet,
-                options=record,
-                source_type="compositeWithTrainedAlgorithmicMedia",
-            )
-        )
+        media.write(files[-1], sheet, options=record, source_type="compositeWithTrainedAlgorithmicMedia")
     return files
