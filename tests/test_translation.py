@@ -231,7 +231,7 @@ def test_places_decide_where_one_class_is_two():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("kind", ["palette", "grey", "colours", "jpeg", "rgb-indices"])
+@pytest.mark.parametrize("kind", ["palette", "grey", "colours", "jpeg", "noisy", "rgb-indices"])
 def test_label_maps_are_read_in_every_form(kind, scheme, tmp_path):
     classes = SCHEMES[scheme]
     indices = np.kron(np.array([[one.index for one in classes]]), np.ones((16, 16), int)).astype(np.uint8)
@@ -243,6 +243,10 @@ def test_label_maps_are_read_in_every_form(kind, scheme, tmp_path):
         picture = picture.convert("RGB")
     elif kind != "grey":
         picture = Image.fromarray(paint(indices, classes))
+    if kind == "noisy":  # no pixel has the colour of a class exactly
+        noise = np.random.default_rng(0).integers(1, 9, (*indices.shape, 3))
+        colors = np.asarray(picture).astype(int)
+        picture = Image.fromarray(np.where(colors < 128, colors + noise, colors - noise).astype(np.uint8))
     picture.save(file, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}))
     assert np.array_equal(read_labels(file, to=scheme), indices)
     assert np.array_equal(read_labels(file, to=scheme, scheme=scheme), indices)

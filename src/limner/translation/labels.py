@@ -95,7 +95,7 @@ def read_labels(
     if indices is not None:
         source = own or _scheme_of_indices(indices, SCHEMES[to])
         return convert(by_index(indices, source, where=str(path)), source, to)
-    source = own or max(SCHEMES.values(), key=lambda one: _known_share(rgb, one))
+    source = own or max(SCHEMES.values(), key=lambda one: _known_share(rgb, one, TOLERANCE))
     return convert(by_color(rgb, legend_of(source), where=str(path)), source, to)
 
 
@@ -114,10 +114,11 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def _known_share(rgb: np.ndarray, scheme: Sequence[LabelClass]) -> float:
-    """Return the share of pixels that have a colour of the scheme, exactly."""
-    packed = _pack(rgb)
-    return float(np.isin(packed, [_pack(np.array(one.color)) for one in scheme]).mean())
+def _known_share(rgb: np.ndarray, scheme: Sequence[LabelClass], tolerance: int = 0) -> float:
+    """Return the share of pixels that have a colour of the scheme, give or take ``tolerance`` per channel."""
+    colors, _, counts = _colors_of(rgb)
+    _, far = _find_nearest(colors, [one.color for one in scheme])
+    return float(counts[far <= tolerance].sum() / counts.sum())
 
 
 def _scheme_of_colors(rgb: np.ndarray) -> tuple[LabelClass, ...] | None:
@@ -131,8 +132,23 @@ def _scheme_of_indices(indices: np.ndarray, fallback: tuple[LabelClass, ...]) ->
     return CELEBA if np.isin(indices, list(theirs)).any() else fallback
 
 
-def _pack(rgb: np.ndarray) -> np.ndarray:
-    return (rgb.astype(np.int64) * [65536, 256, 1]).sum(-1)
+def _colors_of(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the n colours of a picture, int64 (n, 3), which one every pixel has, (H, W), and how many have it, (n,)."""
+    packed = rgb.astype(np.int64) @ [65536, 256, 1]
+    found, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    return np.stack([found >> 16, found >> 8 & 255, found & 255], 1), inverse.reshape(packed.shape), counts
+
+
+def _find_nearest(colors: np.ndarray, known: Sequence[Color]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of k known colours is nearest to each of n, (n,), and the largest difference of a channel, (n,)."""
+    nearest, far = np.zeros(len(colors), np.int64), np.zeros(len(colors), np.int64)
+    least = np.full(len(colors), np.iinfo(np.int64).max)
+    for number, color in enumerate(known):  # one by one: a photo has millions of colours
+        difference = np.abs(colors - color)
+        square = (difference**2).sum(1)
+        closer = square < least
+        nearest[closer], far[closer], least[closer] = number, difference.max(1)[closer], square[closer]
+    return nearest, far
 
 
 def by_index(
@@ -163,23 +179,24 @@ def by_color(rgb: np.ndarray, legend: Legend, *, where: str = "the label map") -
     Raises:
         MediaError: a colour that is no class.
     """
-    packed, inverse, counts = np.unique(_pack(rgb), return_inverse=True, return_counts=True)
-    colors = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1)  # (n, 3)
-    known = np.array(list(legend))
-    differences = np.abs(colors[:, None] - known[None])  # (n, k, 3)
-    nearest = (differences**2).sum(2).argmin(1)
-    strange = differences[np.arange(len(colors)), nearest].max(1) > TOLERANCE
+    colors, inverse, counts = _colors_of(rgb)
+    nearest, far = _find_nearest(colors, list(legend))
+    strange = far > TOLERANCE
     shares = counts / counts.sum()
     wrong = strange & (shares >= LEAST_SHARE) & (counts > 3)
     if wrong.any() or shares[strange].sum() > MOST_EDGES:
         worst = int(np.where(wrong if wrong.any() else strange, shares, 0).argmax())
         also = int(wrong.sum()) - 1
         raise MediaError(
-            f"{where}: the colour #{packed[worst]:06x} on {100 * shares[worst]:.1f} % of the pixels is no class"
+            f"{where}: the colour {_hex(colors[worst])} on {100 * shares[worst]:.1f} % of the pixels is no class"
             + (f", nor are {also} more colours" if also > 0 else "")
-            + f"; the legend has {', '.join('#{:02x}{:02x}{:02x}'.format(*one) for one in legend)}"
+            + f"; the legend has {', '.join(map(_hex, legend))}"
         )
-    return np.array(list(legend.values()), np.int64)[nearest][inverse.reshape(rgb.shape[:2])]
+    return np.array(list(legend.values()), np.int64)[nearest][inverse]
+
+
+def _hex(color: Sequence[int] | np.ndarray) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def convert(labels: np.ndarray, scheme: Sequence[LabelClass], to: str) -> np.ndarray:
