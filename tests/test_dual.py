@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limner import checkpoints, media, zoo
 from limner.app import cli
+from limner.app.commands import dual as dual_command
 from limner.app.commands.dual import Options, pick_model, plan_outputs, style_names
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.dual_child import save_dual
@@ -28,6 +29,7 @@ from limner.pipeline.options import DualPhotoOptions
 from limner.pipeline.photos import embed_faces, stylize
 from limner.stylization import DualOptions, DualStyle, transfer
 from limner.stylization.dual import (
+    at_strength,
     combine,
     find_code,
     mix_styles,
@@ -132,6 +134,12 @@ class TestStyles:
             assert name == "style-2.jpg"
             assert code is codes["style-2.jpg"]
 
+    def test_names_of_digits(self) -> None:
+        """Pictures are often numbered: such a name counts where it is no number of a style, or not written like one."""
+        codes = dict(zip(("2.jpg", "020015.jpg", "01.jpg"), make_codes(3).values(), strict=True))
+        for key, name in (("020015", "020015.jpg"), ("01", "01.jpg"), ("2", "01.jpg"), ("1", "020015.jpg")):
+            assert find_code(codes, key)[0] == name
+
     @pytest.mark.parametrize(
         ("key", "message"),
         [("4", "0 to 3"), ("stile-2", "did you mean style-2.jpg"), ("xyz", "has 4 styles")],
@@ -139,6 +147,16 @@ class TestStyles:
     def test_unknown(self, key: str, message: str) -> None:
         with pytest.raises(OptionError, match=message):
             find_code(make_codes(), key)
+
+    def test_one_strength_goes_from_the_face_to_the_whole_style(
+        self, dual: DualGenerator, content: Latent, extrinsic: Tensor
+    ) -> None:
+        none, usual, whole = (at_strength(strength) for strength in (0.0, 0.75, 1.0))
+        assert torch.equal(
+            transfer(dual, content, extrinsic, none), dual.generator.synthesis(content.tensor).clamp(-1, 1)
+        )
+        assert usual == DualOptions()
+        assert whole == DualOptions(structure=1.0)
 
     def test_mixing(self, dual: DualGenerator) -> None:
         a, b = (to_extrinsic(dual, code) for code in list(make_codes().values())[:2])
@@ -398,6 +416,7 @@ class TestInstalled:
         for extra, message in (
             (["--style", "tiny-dual:9"], "no style 9"),
             (["--style", "tiny-dual", "--also", "toon"], "leave also out"),
+            (["--style", "tiny-dual", "--hold", "8px"], "which has no hold"),
         ):
             with contextlib.redirect_stderr(err):
                 assert (
@@ -408,5 +427,14 @@ class TestInstalled:
                 )
             assert message in err.getvalue()
 
-    def test_the_one_there_is_needs_no_name(self, packed: Path) -> None:
+    def test_the_usual_one_needs_no_name(self, packed: Path, monkeypatch) -> None:
         assert pick_model() == ("dual-toon" if "dual-toon" in zoo.names("dual") else "tiny-dual")
+        monkeypatch.setattr(dual_command, "DEFAULT_MODEL", "tiny-dual")
+        pictures = []
+        for name, words in (("a", []), ("b", ["--model", "tiny-dual"])):
+            out = packed / f"{name}.png"
+            words += ["--style", "style-2", "--aligned", "--invert-steps", "1", "--device", "cpu"]
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                assert cli.main(["dual", str(packed / "face.png"), *words, "--out", str(out)]) == 0
+            pictures.append(media.read(out).pixels)
+        assert (pictures[0] == pictures[1]).all()

@@ -13,7 +13,7 @@ import torch
 from conftest import RESOLUTION, make_generator
 from PIL import Image
 
-from limner import media
+from limner import checkpoints, media, zoo
 from limner.app import cli
 from limner.app.commands import eval as command
 from limner.errors import OptionError
@@ -38,6 +38,7 @@ from limner.evaluation.stylization import evaluate_stylization
 from limner.faces import Face
 from limner.latent import Latent, render
 from limner.nn import deltas
+from limner.nn.dualstylegan import DualGenerator
 from limner.pipeline import Models, StylizeOptions
 from limner.stylization import save_style
 from limner.stylization.style import Style
@@ -501,6 +502,39 @@ def test_a_look_is_learned_from_one_and_from_several(tmp_path, models, discrimin
     made = store.made
     assert evaluate_stylization(learner, options, store, how=how).data["references"] == found
     assert store.made == made, "what was learned once is known"
+
+
+def test_a_dualstylegan_is_measured_at_every_strength(tmp_path, models, pairs):
+    """``dual-dark`` should arrive at dark; a stronger style is farther from the photo; another base's is left out."""
+    for name, seed in (("dual-dark", 0), ("dual-stranger", 1)):
+        dual = DualGenerator.around(make_generator(seed)).eval().requires_grad_(False)
+        with torch.no_grad():
+            for block in dual.structure:
+                block.conv1.bias.add_(1.0)
+        codes = {"first.jpg": torch.randn(dual.num_rows, dual.generator.z_dim)}
+        zoo.cache_dir().mkdir(parents=True, exist_ok=True)
+        file = zoo.cache_dir() / f"{name}.safetensors"
+        checkpoints.save(checkpoints.Checkpoint(dual=dual, codes={"extrinsic": codes}), file)
+        zoo.install(
+            zoo.Download(name=name, kind="dual", url=f"https://x.org/{file.name}", licence="CC0-1.0"), file
+        )
+    options = EvaluationOptions(
+        pairs=pairs,
+        held_out_pairs="0-1",
+        styles=(*write_styles(tmp_path, models), "dual-dark", "dual-stranger"),
+        strengths=(0.25, 1.0),
+        scenes=2,
+        tuned=0,
+        few_looks=(),
+    )
+    how = StylizeOptions(inverter="w", invert_steps=2, strength=1.0)
+    section = evaluate_stylization(models, options, Store(None), how=how)
+    found = section.data["styles"]["dual-dark"]
+    assert found["method"] == "dual"
+    assert {"to_truth", "right_style"} <= set(found)
+    curve = section.data["strengths"]["dual-dark"]
+    assert curve["0"]["identity_kept"] < curve["0.25"]["identity_kept"] < curve["1"]["identity_kept"]
+    assert "faces must be embedded" in section.data["skipped"]["dual-stranger"]
 
 
 def test_a_blend_should_arrive_at_its_childs_look_and_is_no_reference(models, pairs):

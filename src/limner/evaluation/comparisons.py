@@ -72,13 +72,20 @@ def compare_combination(
         part = work.store.part(f"combined-{one.name}", inputs, make)
         pictures[one.name] = {name: unpack_image(values) for name, values in part.tensors.items()}
     names = list(pictures[known[0].name])
-    figures = {name: _mean([scale.figures(pictures[one.name][name], one) for one in known]) for name in names}
+    figures = {
+        name: mean_figures([scale.figures(pictures[one.name][name], one) for one in known]) for name in names
+    }
     plain = torch.cat([unpack_image(part.tensors["image"]) for part in embedded])
-    nothing = _mean([scale.figures(plain, one) for one in known])
+    nothing = mean_figures([scale.figures(plain, one) for one in known])
     rows = [Row("embedded with the person's change, no style", nothing, "ceiling")]
     rows += [Row(name, figures[name]) for name in names]
     rows.insert(
-        0, Row("the true render", _mean([scale.figures(_truth(one, count), one) for one in known]), "floor")
+        0,
+        Row(
+            "the true render",
+            mean_figures([scale.figures(_truth(one, count), one) for one in known]),
+            "floor",
+        ),
     )
     note = (
         f"Means over {len(known)} styles and the first {count} scenes, embedded by pivotal tuning ({how.invert_steps} steps of "
@@ -212,7 +219,8 @@ def _against_truth(scale: Scale, images: Tensor, one: Contender) -> dict[str, fl
     """Return the figures of a look that may not be among the scale's styles."""
     assert one.truth is not None
     known = one.name in scale.truths
-    scale.truths.setdefault(one.name, scale.grams(one.truth))
+    if not known:
+        scale.truths[one.name] = scale.grams(one.truth)
     values = scale.figures(images, one)
     if not known:
         del scale.truths[one.name]
@@ -262,7 +270,7 @@ def _learn_and_restyle(
     return work.store.part(f"few-{look}-{count}", inputs, make)
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of every figure over those that have it."""
     names = {name for one in figures for name in one}
     return {name: float(np.mean([one[name] for one in figures if name in one])) for name in sorted(names)}

@@ -26,6 +26,7 @@ from limner.nn import deltas
 from limner.options import to_mapping
 from limner.pipeline import Models, StylizeOptions
 from limner.pipeline.photos import embed_faces, stylize
+from limner.stylization.dual import DualStyle, at_strength
 
 CELL_PX = 96
 PHOTO = "photo"
@@ -129,10 +130,20 @@ class Restyler:
         return outputs, seconds
 
     def restyle(self, one: Contender, how: StylizeOptions, pixels: np.ndarray, part: Part) -> Tensor:
-        """Return an embedded face in a style, uint8 (3, R, R)."""
+        """Return an embedded face in a style, uint8 (3, R, R).
+
+        Args:
+            one: the style.
+            how: strength and what else decides the painting.
+            pixels: the aligned face, uint8 (R, R, 3).
+            part: what `embed` returned for it.
+        """
         target = media.to_image(pixels).to(self.models.device)
         face = (whole_picture(pixels, self.models.generator.resolution), to_inversion(part, target))
-        result = stylize(pixels, one.style, how, models=self.models, embedded=[face])
+        style = one.style
+        if isinstance(style, DualStyle):  # its strength is not among the options of a photo
+            style = dataclasses.replace(style, options=at_strength(how.strength, keep_color=how.keep_color))
+        result = stylize(pixels, style, how, models=self.models, embedded=[face])
         return torch.from_numpy(result.faces[0].styled).permute(2, 0, 1)
 
     def photo_sheet(self, photos: Sequence[Path], contenders: Sequence[Contender]) -> list[Picture]:

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from limner import losses, media, zoo
-from limner.errors import LimnerError, OptionError
+from limner.checkpoints.dual import style_codes
+from limner.errors import CheckpointError, LimnerError, OptionError
 from limner.evaluation.data import Portraits, pairwise_identity
 from limner.evaluation.inversion import recognised
 from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.tints import TINT_PX, TINTED, tint
 from limner.pipeline import Models
-from limner.pipeline.dual import load_dual
+from limner.pipeline.dual import read_dual
 from limner.stylization import load_style
 from limner.stylization.blend_style import METHOD as BLEND
 from limner.stylization.blend_style import find_child
@@ -29,7 +30,7 @@ from limner.stylization.style import Style
 
 BATCH = 10
 LEARNED, DUAL = "jojogan", "dual"
-CHILD_ENDING, DUAL_ENDING = "-child", "-dual"
+CHILD_ENDING, DUAL_BEGINNING = "-child", "dual-"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,16 +105,16 @@ def _contender(name: str, file: Path, models: Models) -> Contender:
 
 
 def _dual_contender(name: str, file: Path, models: Models) -> Contender:
-    """Return the first style of a DualStyleGAN that stands on the same generator."""
-    dual = load_dual(name, trunk=models.trunk_name, device=models.device)
-    if not dual.codes:
-        raise OptionError("its file holds no codes of styles")
-    first, code = next(iter(dual.codes.items()))
-    style = DualStyle(dual.dual, to_extrinsic(dual.dual, code), DualOptions(), first)
+    """Return the first style of a DualStyleGAN that stands on the same generator; ``dual-toon`` should arrive at toon."""
+    found = read_dual(name, device=models.device)
+    codes = style_codes(found.codes)
+    if found.dual is None or not codes:
+        raise CheckpointError(f"{file} holds no codes of styles")
+    first, code = next(iter(codes.items()))
+    style = DualStyle(found.dual, to_extrinsic(found.dual, code), DualOptions(), first)
     style.check_base(models.generator)
-    return Contender(
-        name, style, None, None, zoo.file_digest(file) + first, DUAL, name.removesuffix(DUAL_ENDING)
-    )
+    look = name.removeprefix(DUAL_BEGINNING)
+    return Contender(name, style, None, None, zoo.file_digest(file) + first, DUAL, look)
 
 
 def read_truth(pairs: Path, look: str, scenes: Portraits, resolution: int) -> Tensor | None:
@@ -150,7 +151,13 @@ def _reference(file: Path, style: Style) -> np.ndarray:
 
 
 class Scale:
-    """What results are measured against: the photos, the references, the true renders; features are taken once."""
+    """What results are measured against: the photos, the references, the true renders; features are taken once.
+
+    Args:
+        models: trunk and embedder, and where they lie.
+        photos: of the scenes, uint8 (R, R, 3) each, in their order.
+        contenders: the styles; names must differ.
+    """
 
     def __init__(self, models: Models, photos: Sequence[np.ndarray], contenders: Sequence[Contender]):
         self.models, self.contenders = models, list(contenders)
@@ -168,6 +175,7 @@ class Scale:
 
     @torch.no_grad()
     def grams(self, images: Tensor) -> list[Tensor]:
+        """Return the Gram matrices of images (N, 3, R, R), one (N, C, C) per map of the trunk, on the CPU."""
         parts = [grams(self.models.trunk, part.to(self.models.device)) for part in images.split(BATCH)]
         return [torch.cat(level).cpu() for level in zip(*parts, strict=True)]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limner import media
 from limner.errors import OptionError
-from limner.evaluation.comparisons import compare_combination, compare_references
+from limner.evaluation.comparisons import compare_combination, compare_references, mean_figures
 from limner.evaluation.data import Portraits, Track, untracked
 from limner.evaluation.options import EvaluationOptions
 from limner.evaluation.report import Chart, Checks, Picture, Row, Section, Table
@@ -43,11 +43,7 @@ def evaluate_stylization(
         how: how a photo is restyled; None for the defaults of ``limner stylize``.
     """
     options = options.scaled()
-    how = dataclasses.replace(how or StylizeOptions(), aligned=True, seed=options.seed)
-    if options.inverter:
-        how = dataclasses.replace(how, inverter=options.inverter)
-    if options.quick:
-        how = dataclasses.replace(how, invert_steps=min(how.invert_steps, options.steps))
+    how = _way(how or StylizeOptions(), options)
     pairs, resolution = options.find("pairs"), models.generator.resolution
     scenes = Portraits(pairs / PHOTO, options.held_out_pairs, most=options.scenes)
     photos = scenes.pixels(resolution)
@@ -74,24 +70,13 @@ def evaluate_stylization(
         Row(one.name, _style_figures(one, curves, how.strength, embedding_s + seconds[one.name]))
         for one in contenders
     ]
-    labelled = [
-        Row(f"{one.name} ({METHODS.get(one.method, one.method)})", row.values)
-        for one, row in zip(contenders, per_style, strict=True)
-    ]
     summary = _summary(scale, outputs, whole, how.strength)
     values = {row.name: dict(row.values) for row in summary}
-    unmeasured = [Row(name, {}, "skipped", why) for name, why in skipped.items()]
     combined, combination = compare_combination(work, scale, photos, contenders, options)
     learned, few = compare_references(work, scale, photos, embedded, options)
     blocks: list[Any] = [
         Table("All styles together", FIGURES, summary, note=_CHEATS, rivals=False),
-        Table(
-            f"Every style and method, strength {how.strength:g}",
-            PER_STYLE,
-            [*labelled, *unmeasured],
-            note=_METHODS,
-            rivals=False,
-        ),
+        _method_table(contenders, per_style, skipped, how.strength),
         Checks("Goals", _goals(values)),
         *combined[:1],
         *learned[:1],
@@ -123,6 +108,28 @@ def evaluate_stylization(
     return Section("stylization", "Stylisation", text, blocks, data)
 
 
+def _way(how: StylizeOptions, options: EvaluationOptions) -> StylizeOptions:
+    """Return how photos are restyled, as far as the options of evaluation decide it."""
+    how = dataclasses.replace(how, aligned=True, seed=options.seed)
+    if options.inverter:
+        how = dataclasses.replace(how, inverter=options.inverter)
+    if options.quick:
+        how = dataclasses.replace(how, invert_steps=min(how.invert_steps, options.steps))
+    return how
+
+
+def _method_table(
+    contenders: Sequence[Contender], rows: Sequence[Row], skipped: Mapping[str, str], strength: float
+) -> Table:
+    labelled = [
+        Row(f"{one.name} ({METHODS.get(one.method, one.method)})", row.values)
+        for one, row in zip(contenders, rows, strict=True)
+    ]
+    unmeasured = [Row(name, {}, "skipped", why) for name, why in skipped.items()]
+    title = f"Every style and method, strength {strength:g}"
+    return Table(title, PER_STYLE, [*labelled, *unmeasured], note=_METHODS, rivals=False)
+
+
 _TEXT = (
     "The first {count} held-out scenes, each rendered as a photo and in every look. The photo is embedded ({inverter}; "
     "{steps} steps, if it searches), restyled at strength {strength} and compared with the true render of the same scene; "
@@ -137,8 +144,9 @@ _CHEATS = (
     "passes must beat both."
 )
 _METHODS = (
-    "A blend counts as right where the picture of the look that its child was trained on is nearest. Seconds to learn are "
-    "those noted in the style's file, on the machine that learned it; a child's training is in its card."
+    "A blend counts as right where the picture of the look that its child was trained on is nearest, and so does a "
+    "DualStyleGAN, which is shown in the first of its styles. Seconds to learn are those noted in the style's file, on the "
+    "machine that learned it; how long a child or a DualStyleGAN was trained stands in its card."
 )
 
 
@@ -155,9 +163,7 @@ def _summary(
     """Return means over styles of results, floor and cheats."""
 
     def mean(images_of: Any, which: Sequence[Contender]) -> dict[str, float]:
-        found = [scale.figures(images_of(one), one) for one in which]
-        names = {name for one in found for name in one}
-        return {name: float(np.mean([one[name] for one in found if name in one])) for name in sorted(names)}
+        return mean_figures([scale.figures(images_of(one), one) for one in which])
 
     everyone = [one for one in scale.contenders if one.reference is not None]
     known = [one for one in everyone if one.truth is not None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limner import checkpoints, faces, media, zoo
+from limner.checkpoints import Checkpoint
 from limner.checkpoints.dual import style_codes
 from limner.errors import CheckpointError, FaceNotFoundError
 from limner.faces import AlignOptions
@@ -39,6 +40,28 @@ class DualModels(Models):
     sampler: StyleSampler | None = None
 
 
+def read_dual(base: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a DualStyleGAN with the codes and the sampler in its file or beside it; frozen, its ``dual`` is never None.
+
+    Args:
+        base: name or file of the model.
+        device: where to.
+
+    Raises:
+        ZooError: no such model.
+        CheckpointError: its file cannot be used, or holds no DualStyleGAN.
+    """
+    checkpoint = checkpoints.load(zoo.resolve(base), parts=("dual", "sampler"))
+    if checkpoint.dual is None:
+        raise CheckpointError(
+            f"{base} ({checkpoint.format}) holds no DualStyleGAN; plain styles are put on photos by limner stylize"
+        )
+    for network in (checkpoint.dual, checkpoint.sampler):
+        if network is not None:
+            network.to(device).eval().requires_grad_(False)
+    return checkpoint
+
+
 def load_dual(base: str | Path, *, trunk: str = TRUNK, device: torch.device | str = "cpu") -> DualModels:
     """Load a DualStyleGAN, with the codes and the sampler in its file or beside it, and the feature trunk.
 
@@ -52,17 +75,11 @@ def load_dual(base: str | Path, *, trunk: str = TRUNK, device: torch.device | st
         CheckpointError: its file cannot be used, or holds no DualStyleGAN.
     """
     perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
-    checkpoint = checkpoints.load(zoo.resolve(base))
-    if checkpoint.dual is None:
-        raise CheckpointError(
-            f"{base} ({checkpoint.format}) holds no DualStyleGAN; plain styles are put on photos by limner stylize"
-        )
-    for network in (checkpoint.dual, checkpoint.sampler, perceptual):
-        if network is not None:
-            network.to(device).eval().requires_grad_(False)
+    checkpoint = read_dual(base, device=device)
+    assert checkpoint.dual is not None
     return DualModels(
         generator=checkpoint.dual.generator,
-        trunk=perceptual,
+        trunk=perceptual.to(device).eval().requires_grad_(False),
         trunk_name=trunk,
         base=Path(base).stem if Path(str(base)).suffix else str(base),
         dual=checkpoint.dual,

@@ -26,23 +26,43 @@ FIXED = ("content", "structure", "color")
 def find_code(codes: Mapping[str, Tensor], key: str) -> tuple[str, Tensor]:
     """Return name and code of a style by its number (from 0, in the file's order) or its name, ending left out or not.
 
+    Args:
+        codes: name -> code of the styles, in the file's order.
+        key: number or name; a name of digits alone, such as 020015, wins where it cannot be the number.
+
     Raises:
         OptionError: no such style; close matches are named.
     """
     names = list(codes)
     if key in codes:
         return key, codes[key]
-    if key.isdecimal():
-        if int(key) < len(names):
-            return names[int(key)], codes[names[int(key)]]
-        raise OptionError(f"there is no style {key}; this model has {len(names)}, 0 to {len(names) - 1}")
+    number = int(key) if key.isdecimal() else len(names)
     found = [name for name in names if name.rpartition(".")[0] == key]
-    if len(found) == 1:
+    if len(found) == 1 and (number >= len(names) or key != str(number)):
         return found[0], codes[found[0]]
+    if number < len(names):
+        return names[number], codes[names[number]]
+    if key.isdecimal():
+        raise OptionError(f"there is no style {key}; this model has {len(names)}, 0 to {len(names) - 1}")
     close = difflib.get_close_matches(key, names, 3)
     known = f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it has none"
     hint = f"did you mean {' or '.join(close)}?" if close else f"this model has {len(names)} styles: {known}"
     raise OptionError(f"no style is called {key!r}; {hint}")
+
+
+def at_strength(strength: float, *, keep_color: bool = False) -> DualOptions:
+    """Return the options that one strength stands for, as learned styles have it.
+
+    Args:
+        strength: 0 is the face as embedded, 1 the whole style; at the default of learned styles these are the defaults of
+            `DualOptions`.
+        keep_color: take the colours from the face.
+    """
+    usual = DualOptions()
+    share = min(1.0, strength / usual.structure)
+    return DualOptions(
+        structure=strength, color=share, truncation=1 - share * (1 - usual.truncation), keep_color=keep_color
+    )
 
 
 def to_extrinsic(dual: DualGenerator, code: Latent | Tensor) -> Tensor:

@@ -16,8 +16,8 @@ class JojoganOptions(Options):
     """How a style is learned from one or more pictures.
 
     Source: Chong and Forsyth 2021, "JoJoGAN: One Shot Face Stylization" (arXiv 2112.11641); defaults as published.
-    Differs: noise is constant by default, so that results repeat; the weights are averaged; rows, feature layers and loss have counterparts for
-    small generators, where the published ones would mix or compare next to nothing.
+    Differs: noise is constant by default, so that results repeat; the weights are averaged; rows, feature layers and loss
+    have counterparts for small generators, where the published ones would mix or compare next to nothing.
     """
 
     steps: int = knob(200, lo=1, hi=20_000, step=1)

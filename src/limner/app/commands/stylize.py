@@ -14,6 +14,7 @@ from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob, to_mapping
 from limner.pipeline.options import LearnOptions, StylizeOptions, TrunkOptions
+from limner.stylization.options import StyleOptions
 
 if TYPE_CHECKING:
     from limner.pipeline import Models, StylizeResult
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 STYLE_SUFFIX = ".limner"
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 UNRECORDED = ("photos", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
+LEARNED_ONLY = ("layers", "pull", "blend", "hold")  # of no meaning to a DualStyleGAN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,25 +151,28 @@ def find_dual(options: Options, models: Models) -> DualStyle | None:
     """Return the style that ``MODEL`` or ``MODEL:STYLE`` stands for, None where no DualStyleGAN is called so.
 
     Raises:
-        OptionError: it has no such style, or others are to come on top.
-        KeyMismatchError: it belongs to another base.
+        OptionError: it has no such style, others are to come on top, or options are given that learned styles alone have.
     """
     model, _, key = options.style.partition(":")
     if model not in zoo.names("dual"):
         return None
     if options.also:
         raise OptionError(f"{model} is a DualStyleGAN, which no other style can be added to; leave also out")
-    from limner.pipeline.dual import load_dual
-    from limner.stylization.dual import DualStyle, find_code, to_extrinsic
-    from limner.stylization.options import DualOptions
+    usual = StyleOptions()
+    odd = [name for name in LEARNED_ONLY if getattr(options, name) != getattr(usual, name)]
+    if odd:
+        raise OptionError(
+            f"{model} is a DualStyleGAN, which has no {', '.join(odd)}; leave out --{' --'.join(odd)}, or see limner dual "
+            "--help for what it has"
+        )
+    from limner.checkpoints.dual import style_codes
+    from limner.pipeline.dual import read_dual
+    from limner.stylization.dual import DualStyle, at_strength, find_code, to_extrinsic
 
-    found = load_dual(model, trunk=options.trunk, device=models.device)
-    name, code = find_code(found.codes, key or "0")
-    # At the strength that is the default here, these are the weights that are the default of limner dual.
-    usual = DualOptions().structure
-    weights = DualOptions(
-        structure=options.strength, color=min(1.0, options.strength / usual), keep_color=options.keep_color
-    )
+    found = read_dual(model, device=models.device)
+    assert found.dual is not None
+    name, code = find_code(style_codes(found.codes), key or "0")
+    weights = at_strength(options.strength, keep_color=options.keep_color)
     return DualStyle(found.dual, to_extrinsic(found.dual, code), weights, f"{model}:{name}")
 
 
