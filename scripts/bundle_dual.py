@@ -35,7 +35,7 @@ CARD = """# {name} - a DualStyleGAN on {base}
 | styles | {styles}, by number or name |
 | source | {source} |
 | licence | {licence} |
-| recipe | `limner train dual --config {recipe}`, then `scripts/bundle_dual.py`; losses: {losses} |
+| recipe | `limner train dual --config {recipe}`, {kimg:.1f} thousand images, then `scripts/bundle_dual.py`; losses: {losses} |
 
 Measured when it was packed, on {samples} random faces in {shown} styles: packing changes pictures by {error:.4f} (root mean
 square, pixels from -1 to 1) where the style changes faces by {change:.4f}, {share:.1%} of it. {figures}
@@ -79,6 +79,8 @@ def bundle(arguments: argparse.Namespace) -> Path:
         metadata={"provenance": provenance, "licence": arguments.licence},
         samples=SAMPLES,
     )
+    share = compression["picture_error"] / max(compression["picture_change"], 1e-9)
+    lengths: dict[str, Any] = run.get("options") or {}
     card = CARD.format(
         name=arguments.name,
         base=arguments.base,
@@ -89,17 +91,17 @@ def bundle(arguments: argparse.Namespace) -> Path:
         source=arguments.source,
         licence=arguments.licence,
         recipe=arguments.recipe,
+        kimg=sum(float(lengths.get(f"{stage}_kimg", 0.0)) for stage in ("structure", "style")),
         losses=run.get("losses", "unknown"),
         samples=SAMPLES,
         shown=min(SAMPLES, len(kept)),
         error=compression["picture_error"],
         change=compression["picture_change"],
-        share=compression["picture_error"] / max(compression["picture_change"], 1e-9),
+        share=share,
         figures=describe(arguments.figures),
         limits=arguments.limits,
     )
     path.with_suffix(".md").write_text(card, encoding="utf-8")
-    share = compression["picture_error"] / max(compression["picture_change"], 1e-9)
     print(f"{path}: {path.stat().st_size} bytes, {len(kept)} styles")
     print(
         f"packing changes pictures by {compression['picture_error']:.4f}, the style changes faces by "
