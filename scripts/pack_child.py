@@ -133,7 +133,7 @@ def write_style(arguments: argparse.Namespace, child: Path) -> None:
         f"--width {arguments.width:g} --take {arguments.take} --out {arguments.style}.limner"
     )
     style = blend_style(
-        arguments.name, options, beside=child.parent, provenance={"recipe": recipe, "command": "blend"}
+        arguments.name, options, file=child, provenance={"recipe": recipe, "command": "blend"}
     )
     path = arguments.out / "styles" / f"{arguments.style}.limner"
     path.parent.mkdir(parents=True, exist_ok=True)

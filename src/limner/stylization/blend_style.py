@@ -44,20 +44,23 @@ def find_child(name: str, beside: Path) -> Path:
     )
 
 
-def child_delta(options: Mapping[str, Any], base: str, path: Path) -> dict[str, Tensor]:
+def child_delta(
+    options: Mapping[str, Any], base: str, path: Path, *, file: Path | None = None
+) -> dict[str, Tensor]:
     """Return the change that a blend style makes to its base.
 
     Args:
         options: of the style: ``child`` and the fields of `BlendOptions`.
         base: digest of the style's base.
         path: the style's file, beside which the child may lie.
+        file: the child's own; None to find it by its name.
 
     Raises:
         CheckpointError: the child is not there or damaged.
         KeyMismatchError: the child belongs to another base than the style.
         OptionError: the options do not fit the child.
     """
-    file = find_child(str(options["child"]), path.parent)
+    file = file or find_child(str(options["child"]), path.parent)
     child = read_child(file)
     if child.digest != base:
         raise KeyMismatchError(
@@ -76,6 +79,7 @@ def blend_style(
     options: BlendOptions | None = None,
     *,
     beside: str | Path = ".",
+    file: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     thumbnail: Tensor | None = None,
 ) -> Style:
@@ -85,6 +89,7 @@ def blend_style(
         child: name of a child, or of its file in the folder ``beside``, where the style will be saved.
         options: the base counts as the first parent, the child as the second.
         beside: see ``child``.
+        file: the child's own, where another one of that name is on this machine and is to be replaced; None to find it.
         provenance: plain values that go into the file.
         thumbnail: see `Style`.
 
@@ -93,12 +98,12 @@ def blend_style(
         OptionError: the options do not fit it.
     """
     options = options or BlendOptions()
-    found = read_child(find_child(child, Path(beside)))
+    found = read_child(file or find_child(child, Path(beside)))
     chosen = {"child": child, **to_mapping(options)}
     source = dict(found.metadata.get("provenance") or {}).get("source", "")
     about = {"base": found.base, "parent": child, "source": source, **dict(provenance or {})}
     return Style(
-        delta=child_delta(chosen, found.digest, Path(beside) / f"{child}.limner"),
+        delta=child_delta(chosen, found.digest, Path(beside) / f"{child}.limner", file=file),
         base=found.digest,
         method=METHOD,
         options=chosen,
