@@ -21,6 +21,7 @@ from limner import checkpoints, zoo
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.child import save_child
 from limner.errors import KeyMismatchError, LimnerError, OptionError, ZooError
+from limner.nn import deltas
 from limner.stylization import BlendOptions, load_style, save_style
 from limner.stylization.blend_style import blend_style
 from limner.stylization.style import style_between
@@ -491,6 +492,24 @@ def test_derived_files_say_that_the_base_is_another(tmp_path):
     )  # the child follows, the blend not
     with pytest.raises(KeyMismatchError, match="make the style again"):
         load_style(tmp_path / "b.limner")
+
+
+def test_a_blend_style_of_a_new_child_is_not_made_from_the_old_one(tmp_path):
+    """While the package still has the child of the old base, its successor's style belongs to the new base."""
+    old, new, tuned = (make_generator(seed) for seed in (0, 1, 2))
+    zoo.cache_dir().mkdir(parents=True)
+    installed, fresh = zoo.cache_dir() / "drawn.safetensors", tmp_path / "new/drawn.safetensors"
+    fresh.parent.mkdir()
+    for base, file in ((old, installed), (new, fresh)):
+        save_child(tuned, base, file, base_name="tiny")
+    zoo.install(
+        zoo.Download(name="drawn", kind="child", url="https://x.org/drawn.safetensors", licence=""), installed
+    )
+    options = BlendOptions(swap=(8,))
+    assert blend_style("drawn", options, beside=fresh.parent).base == deltas.digest(old)
+    style = blend_style("drawn", options, file=fresh)
+    style.check_base(new)
+    assert style.options["child"] == "drawn"
 
 
 def test_a_child_is_trained_again_from_its_old_change(tmp_path, monkeypatch):
