@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
 import torch
 from conftest import W_DIM, make_generator
 
+import limner
 from limner import zoo
 from limner.checkpoints.compact import save_encoder
+from limner.checkpoints.native import OTHER_READERS
 from limner.checkpoints.translator import load_translator, pack, save_translator, unpack
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError, UnknownFormatError
 from limner.nn import deltas
@@ -230,6 +233,23 @@ def test_other_files_are_refused(tmp_path):
     save_file(tensors, tmp_path / "lost.safetensors", {"limner": json.dumps(about)})
     with pytest.raises(KeyMismatchError, match="head_up"):
         load_translator(tmp_path / "lost.safetensors", trunk=translator.trunk)
+
+
+def test_load_says_what_reads_a_translator_and_an_encoder(tmp_path):
+    """`limner.load` reads models; of other files it names the function that reads them, and that is there."""
+    translator = make_translator(make_generator())
+    save_translator(translator, tmp_path / "translator.safetensors", provenance={})
+    encoder = CompactEncoder(trunk=translator.trunk, core=CompactCore(**SIZES), base=translator.base)
+    save_encoder(encoder, tmp_path / "encoder.safetensors", provenance={})
+    for kind, words in (("translator", "is a translator"), ("encoder", "is an encoder")):
+        with pytest.raises(
+            UnknownFormatError, match=rf"{words}, expected a model; {OTHER_READERS[kind]} reads it"
+        ):
+            limner.load(tmp_path / f"{kind}.safetensors")
+        assert limner.inspect(tmp_path / f"{kind}.safetensors").format == f"limner-{kind}"
+    for reader in OTHER_READERS.values():
+        module, _, name = reader.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_the_zoo_loads_a_translator_on_its_trunk(tmp_path, monkeypatch):

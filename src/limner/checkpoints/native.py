@@ -51,6 +51,15 @@ ARCHITECTURES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "hyperinverter": (HyperInverter, ("encoder",)),
 }
 """Entry ``architecture`` among the arguments -> class in place of the part's, and the parts it may be."""
+OTHER_READERS = {
+    "style": "limner.load_style",
+    "encoder": "limner.checkpoints.compact.load_encoder",
+    "translator": "limner.pipeline.load_translation_models",
+    "trunk": "limner.nn.features.load_trunk",
+    "detector": "limner.faces.detect.load_mtcnn",
+    "identity": "limner.nn.identity.load_identity",
+}
+"""Kinds of files that are no models -> what reads them."""
 
 
 def detect(source: Source) -> bool:
@@ -90,7 +99,11 @@ def read_header(source: Source, wanted: str = "model") -> dict[str, Any]:
             f"{source.path} has version {version}, this Limner reads up to {VERSION}; update Limner"
         )
     if kind != wanted:
-        raise UnknownFormatError(f"{source.path} is a {kind}, expected a {wanted}")
+        reader = OTHER_READERS.get(kind)
+        raise UnknownFormatError(
+            f"{source.path} is {'an' if kind[:1] in 'aeiou' else 'a'} {kind}, expected a {wanted}"
+            + (f"; {reader} reads it" if reader else "")
+        )
     return header
 
 
