@@ -23,7 +23,7 @@ from limner.app.cli import main as limner
 from limner.errors import CheckpointError, LimnerError
 from limner.training.run import load_state
 
-DRY_ROOM_MIB = 24
+DRY_ROOM_MIB = 30
 BLOCKED = (
     "rich",
     "yaml",

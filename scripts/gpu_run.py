@@ -4,7 +4,8 @@
     python scripts/gpu_run.py fetch FOLDER             # what a call brought back, as a run that limner resumes
     python scripts/gpu_run.py pack --state runs/gpu/stage-0    # go on from there on another machine
 
-`call` is what runs there; `pack` prints it. scripts/gpu_dry.py tries all of it on the CPU. It needs torch, numpy, Pillow and safetensors. docs/gpu.md says more.
+`call` is what runs there; `pack` prints it. scripts/gpu_dry.py tries all of it on the CPU. It needs torch, numpy, Pillow
+and safetensors. docs/gpu.md says more.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ from PIL import Image
 from limner import zoo
 from limner.app.cli import main as limner
 from limner.errors import CheckpointError, LimnerError, OptionError
-from limner.options import from_mapping, read_recipe
+from limner.options import from_mapping, read_recipe, to_mapping
 from limner.training.data import list_pictures, read_pictures
 from limner.training.gan import GanTraining, build_run
 from limner.training.options import GanOptions
-from limner.training.parcels import MANIFEST, grow_state, join_file, shrink_state, split_file
-from limner.training.run import Runtime, StepRandom, load_state, save_state
+from limner.training.parcels import (
+    MANIFEST,
+    export_average,
+    grow_state,
+    join_file,
+    shrink_state,
+    split_file,
+)
+from limner.training.run import Journal, Runtime, StepRandom, load_state, save_state
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -44,13 +52,10 @@ PART_BYTES = int(15.5 * MIB)  # of 16 MiB: one file that comes back
 BACK_BYTES, BACK_FILES = 62 * MIB, 8  # all that come back, of 64 MiB
 COMMAND_CHARACTERS = 2000
 CALL_S, LEASE_S = 600, 1800
-START_S, RESERVE_S, BETWEEN_S, AROUND_S = (
-    120,
-    120,
-    50,
-    100,
-)  # machine's start; spare; transfers; loading and packing
-DECAY_SHARE = 0.35  # of a stage's images, over which its rates fall
+START_S, RESERVE_S, BETWEEN_S = 120, 120, 50  # machine's start; spare; transfers
+AROUND_S, USUAL_S = 100, 60  # loading, measuring, packing in a call: at most; planned for, the rest is spare
+FRESH_SHARE = 0.5  # of a box that must be free behind a state, or else the pictures begin in the next one
+DECAY_SHARE = 0.35  # of a stage's images on this machine, over which its rates fall
 FIGURE_S = 120  # between measured figures
 STATE_ONLY = 0.0  # seconds of a call that only takes a box
 WORK = "/tmp/limner-gpu"
@@ -85,45 +90,58 @@ def pack(arguments: argparse.Namespace) -> int:
     for old in out.glob("box-*"):
         shutil.rmtree(old)
     boxes = _Boxes(out, room)
-    stage = 0
+    stage, seen = 0, 0.0
     if arguments.state:
-        stage = _pack_state(arguments.state, boxes)
+        stage, seen = _pack_state(arguments.state, boxes)
+        if boxes.used > (1 - FRESH_SHARE) * boxes.room:  # not to train a whole call on a handful of pictures
+            boxes.turn()
     first = boxes.last  # training begins where the first pictures come
     recipe = read_recipe(arguments.recipe[0])
-    data, select = (
-        arguments.data or recipe["data"],
-        arguments.select or ("" if arguments.data else recipe.get("select", "")),
-    )
-    count = _pack_pictures(Path(data), select, arguments.size, arguments.quality, boxes, arguments.most)
+    select = arguments.select or ("" if arguments.data else recipe.get("select", ""))
+    data = Path(arguments.data or recipe["data"])
+    count = _pack_pictures(data, select, arguments.size, arguments.quality, boxes, arguments.most)
     calls = max(arguments.calls, boxes.last + 1)
     training = calls - first
-    each = min(CALL_S - AROUND_S, (LEASE_S - START_S - RESERVE_S - first * BETWEEN_S) / training - BETWEEN_S)
-    each = arguments.seconds or each
+    each = arguments.seconds or seconds_per_call(first, training)
     switch = min(arguments.switch, training - 1) if len(arguments.recipe) > 1 else training
     overrides = dict(word.split("=", 1) for word in arguments.set)
-    for call in range(calls):
-        at = stage if call - first < switch else max(stage, 1)
-        plan = {
-            "call": call,
-            "stage": at,
-            "seconds": STATE_ONLY if call < first else each,
-            "left_s": sum(
-                each for later in range(max(call, first), calls) if (later - first < switch) == (at == 0)
-            ),
-            "options": {
-                "precision": "bf16",
-                **read_recipe(arguments.recipe[min(at, len(arguments.recipe) - 1)]),
-                **overrides,
-            },
-        }
-        boxes.folder(call)
-        (out / f"box-{call}" / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    for call, plan in enumerate(make_plans(calls, first, stage, switch, each)):
+        about = read_recipe(arguments.recipe[min(plan["stage"], len(arguments.recipe) - 1)])
+        plan["options"] = {"precision": "bf16", **about, **overrides}
+        plan["from_kimg"] = seen if plan["stage"] == stage else 0.0
+        file = boxes.folder(call) / "plan.json"
+        file.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     print(
         f"{count} pictures of {arguments.size} px in {boxes.last + 1} boxes; {room / MIB:.1f} MiB may be carried beside the tree"
     )
     for call in range(calls):
         print(json.dumps(call_of(out, call)))
     return 0
+
+
+def seconds_per_call(before: int, training: int) -> float:
+    """Return how long each of ``training`` calls may train, after ``before`` calls that only take a box, in seconds."""
+    left = LEASE_S - START_S - RESERVE_S - before * BETWEEN_S
+    return min(CALL_S - AROUND_S, left / training - BETWEEN_S - USUAL_S)
+
+
+def make_plans(calls: int, first: int, stage: int, switch: int, each: float) -> list[dict[str, Any]]:
+    """Return what every call does: its number, stage, seconds of training, and those left to its stage from then on.
+
+    Args:
+        calls: how many.
+        first: the first one that trains; those before only take a box.
+        stage: in which training begins, 0 or 1.
+        switch: training calls after which stage 1 begins.
+        each: seconds of training per call.
+    """
+    stages = [stage if call - first < switch else max(stage, 1) for call in range(calls)]
+    plans = []
+    for call, own in enumerate(stages):
+        left = sum(each for other in stages[max(call, first) :] if other == own)
+        seconds = STATE_ONLY if call < first else each
+        plans.append({"call": call, "stage": own, "seconds": seconds, "left_s": left})
+    return plans
 
 
 def call_of(out: Path, call: int) -> dict[str, Any]:
@@ -136,11 +154,8 @@ def call_of(out: Path, call: int) -> dict[str, Any]:
         f'python3 scripts/gpu_run.py call {here} --out "$OUT"'
     )
     assert len(command) <= COMMAND_CHARACTERS
-    return {
-        "command": command,
-        "carry": [str(here)],
-        "timeout_s": min(CALL_S, int(plan["seconds"] + AROUND_S)),
-    }
+    timeout_s = min(CALL_S, int(plan["seconds"] + AROUND_S))
+    return {"command": command, "carry": [str(here)], "timeout_s": timeout_s}
 
 
 class _Boxes:
@@ -154,26 +169,30 @@ class _Boxes:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def turn(self) -> None:
+        """Go on with the next box."""
+        self.last, self.used = self.last + 1, 0
+
     def place_for(self, size: int) -> Path:
         """Return the folder in which a file of so many bytes goes."""
         if self.used and self.used + size > self.room:
-            self.last, self.used = self.last + 1, 0
+            self.turn()
         self.used += size
         return self.folder(self.last)
 
 
-def _pack_state(run: Path, boxes: _Boxes) -> int:
+def _pack_state(run: Path, boxes: _Boxes) -> tuple[int, float]:
+    """Pack a fetched run; return its stage and the thousands of images that it has seen."""
     about = json.loads((run / "stage.json").read_text(encoding="utf-8"))
+    state = load_state(run / "state.pt", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as place:
         parcel = Path(place) / "state.pt"
-        torch.save(
-            {**about, "state": shrink_state(load_state(run / "state.pt", torch.device("cpu")))}, parcel
-        )
-        for part in split_file(parcel, Path(place) / "parts", part_bytes=boxes.room - MIB // 4):
-            shutil.copy2(part, boxes.place_for(part.stat().st_size))
-        if (log := run / "log.jsonl").exists():
-            shutil.copy2(log, boxes.place_for(log.stat().st_size))
-    return about["stage"]
+        torch.save({**about, "state": shrink_state(state)}, parcel)
+        parts = split_file(parcel, Path(place) / "parts", part_bytes=boxes.room - MIB // 4)
+        logs = [log] if (log := run / "log.jsonl").exists() else []
+        for file in (*logs, *parts):  # the manifest last: with it the run is put together
+            shutil.copy2(file, boxes.place_for(file.stat().st_size))
+    return about["stage"], state["images"] / 1000
 
 
 def _pack_pictures(data: Path, select: str, size: int, quality: int, boxes: _Boxes, most: int) -> int:
@@ -198,10 +217,8 @@ def _pack_pictures(data: Path, select: str, size: int, quality: int, boxes: _Box
         entry = str(Path(name).with_suffix(".webp"))
         weight = file.tell() + 2 * len(entry) + 100  # a zip's entry and its line in the table
         if waiting and boxes.used + held + weight > boxes.room:
-            full = boxes.used + held
             close()
-            boxes.used = max(boxes.used, full)
-            boxes.last, boxes.used = boxes.last + 1, 0
+            boxes.turn()
         waiting.append((entry, file.getvalue()))
         held += weight
     close()
@@ -225,17 +242,14 @@ def call(arguments: argparse.Namespace) -> int:
     if plan["seconds"] == STATE_ONLY:
         return 0
     run = work / f"stage-{plan['stage']}"
-    options = from_mapping(
-        GanOptions, plan["options"] | {"data": str(work / "pictures"), "select": "", "out": str(run)}
-    )
-    if (
-        not (run / "state.pt").exists()
-        and (before := work / f"stage-{plan['stage'] - 1}/model.safetensors").exists()
-    ):
+    own = {"data": str(work / "pictures"), "select": "", "out": str(run)}
+    options = from_mapping(GanOptions, plan["options"] | own)
+    before = work / f"stage-{plan['stage'] - 1}/model.safetensors"
+    if before.exists() and not (run / "state.pt").exists():
         options = dataclasses.replace(options, init=str(before))
     options = _within(options, plan, run)
     code = limner(["train", "gan", *_words(options)])
-    for file in bring_back(run, arguments.out, plan):
+    for file in bring_back(run, arguments.out, {"stage": plan["stage"], "options": to_mapping(options)}):
         print(f"{file.name}: {file.stat().st_size / MIB:.2f} MiB")
     print(f"call {plan['call']} took {time.monotonic() - began:.0f} s")
     return code
@@ -269,7 +283,8 @@ def open_parcel(parcel: Path, into: Path, *, log: Path) -> Path:
     run = into / f"stage-{about['stage']}"
     run.mkdir(parents=True, exist_ok=True)
     save_state(run / "state.pt", grow_state(about["state"]))
-    (run / "stage.json").write_text(json.dumps({"stage": about["stage"]}) + "\n", encoding="utf-8")
+    plain = {"stage": about["stage"], "options": about["options"]}
+    (run / "stage.json").write_text(json.dumps(plain) + "\n", encoding="utf-8")
     if log.exists():
         shutil.copy2(log, run / "log.jsonl")
     return run
@@ -278,19 +293,12 @@ def open_parcel(parcel: Path, into: Path, *, log: Path) -> Path:
 def _within(options: GanOptions, plan: dict[str, Any], run: Path) -> GanOptions:
     """Return the options with as many images as the time that is left allows, and the precision that is faster."""
     kept = run / "speed.json"
-    seen = (
-        load_state(run / "state.pt", torch.device("cpu"))["images"] / 1000
-        if (run / "state.pt").exists()
-        else 0.0
-    )
+    state = run / "state.pt"
+    seen = load_state(state, torch.device("cpu"))["images"] / 1000 if state.exists() else 0.0
     if kept.exists():
         precision, speed = json.loads(kept.read_text(encoding="utf-8"))
-        lines = (
-            (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            if (run / "log.jsonl").exists()
-            else []
-        )
-        speed = next((r["img_per_s"] for r in map(json.loads, reversed(lines)) if "img_per_s" in r), speed)
+        seen_speeds = [r["img_per_s"] for r in Journal(run / "log.jsonl").read() if "img_per_s" in r]
+        speed = (seen_speeds or [speed])[-1]
     else:
         precision, speed = probe(options)
         run.mkdir(parents=True, exist_ok=True)
@@ -301,7 +309,7 @@ def _within(options: GanOptions, plan: dict[str, Any], run: Path) -> GanOptions:
     return dataclasses.replace(
         options,
         kimg=kimg,
-        decay_kimg=DECAY_SHARE * kimg,
+        decay_kimg=DECAY_SHARE * (kimg - plan["from_kimg"]),
         grow_kimg=min(options.grow_kimg, 0.1 * kimg),
         warmup_kimg=min(options.warmup_kimg, 0.05 * kimg),
         seconds=plan["seconds"],
@@ -341,11 +349,8 @@ def probe(options: GanOptions) -> tuple[str, float]:
                     break
             speeds[precision] = images / spent
             print(f"probe: {precision} {speeds[precision]:.1f} images a second")
-        except (
-            RuntimeError,
-            FloatingPointError,
-            TypeError,
-        ) as error:  # a dtype that a kernel lacks, too little memory
+        # A dtype that a kernel lacks, too little memory.
+        except (RuntimeError, FloatingPointError, TypeError) as error:
             print(f"probe: {precision} does not work: {str(error).splitlines()[0]}")
     if not speeds:
         raise OptionError("neither fp32 nor bf16 trains here; see the lines above")
@@ -366,8 +371,13 @@ def _words(options: GanOptions) -> list[str]:
     return words
 
 
-def bring_back(run: Path, out: Path, plan: dict[str, Any]) -> list[Path]:
-    """Write what goes back, within the limits: the parcel in parts, log, last sheet and, where there is room, the model.
+def bring_back(run: Path, out: Path, about: dict[str, Any]) -> list[Path]:
+    """Write what goes back, within the limits: the parcel in parts, log, and where there is room last sheet and model.
+
+    Args:
+        run: folder of the run.
+        out: folder that comes back.
+        about: number of the stage, its options.
 
     Raises:
         CheckpointError: the state is too large even so.
@@ -376,30 +386,22 @@ def bring_back(run: Path, out: Path, plan: dict[str, Any]) -> list[Path]:
     parcel = run / "parcel" / "state.pt"
     parcel.parent.mkdir(exist_ok=True)
     state = load_state(run / "state.pt", torch.device("cpu"))
-    torch.save({"stage": plan["stage"], "state": shrink_state(state)}, parcel)
+    torch.save({**about, "state": shrink_state(state)}, parcel)
     files = split_file(parcel, out, part_bytes=PART_BYTES)
     if (run / "log.jsonl").exists():
         files.append(Path(shutil.copy2(run / "log.jsonl", out)))
-    others = [
-        run / "model.safetensors",
-        *sorted(run.glob("sheets/*.png"), key=lambda path: path.stat().st_mtime)[-1:],
-    ]
-    for file in others:
+    sheets = sorted(run.glob("sheets/*.png"), key=lambda path: path.stat().st_mtime)
+    for file in (*sheets[-1:], run / "model.safetensors"):
         size = file.stat().st_size if file.exists() else 0
-        if (
-            size
-            and size < PART_BYTES
-            and len(files) < BACK_FILES
-            and size + sum(f.stat().st_size for f in files) < BACK_BYTES
-        ):
-            files.append(
-                Path(shutil.copy2(file, out / ("sheet.png" if file.suffix == ".png" else file.name)))
-            )
+        room = BACK_BYTES - sum(f.stat().st_size for f in files)
+        if 0 < size < min(PART_BYTES, room) and len(files) < BACK_FILES:
+            name = "sheet.png" if file.suffix == ".png" else file.name
+            files.append(Path(shutil.copy2(file, out / name)))
     total = sum(file.stat().st_size for file in files)
     if len(files) > BACK_FILES or total > BACK_BYTES:
         raise CheckpointError(
             f"{len(files)} files of {total / MIB:.1f} MiB are to go back, {BACK_FILES} of {BACK_BYTES / MIB:g} may; "
-            "the model alone lies in the run's folder there: copy it to $OUT in one more call"
+            f"the model alone lies in {run} there: copy it to $OUT in one more call"
         )
     return files
 
@@ -423,6 +425,11 @@ def fetch(arguments: argparse.Namespace) -> int:
         if (came / name).exists():
             shutil.copy2(came / name, run / name)
     state = load_state(run / "state.pt", torch.device("cpu"))
+    if not (came / "model.safetensors").exists():  # it had no room beside the state that it can be made of
+        options = json.loads((run / "stage.json").read_text(encoding="utf-8"))["options"]
+        measured = [record for record in Journal(run / "log.jsonl").read() if "frechet" in record]
+        figures = {name: value for name, value in (measured or [{}])[-1].items() if name != "kimg"}
+        export_average(state, from_mapping(GanOptions, options), run / "model.safetensors", figures)
     print(f"{run}: {state['images'] / 1000:.1f} kimg, {state['seconds'] / 3600:.2f} hours of training")
     return 0
 
@@ -441,9 +448,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
     sub = command("pack", pack)
     sub.add_argument("--data", default="", help="folder or zip of pictures; default: the first recipe's")
-    sub.add_argument(
-        "--select", default="", help="FIRST-LAST; default: the first recipe's, if data is its too"
-    )
+    sub.add_argument("--select", default="", help="FIRST-LAST; default: the first recipe's, if data is")
     sub.add_argument("--size", type=int, default=256, help="side of the packed pictures in px (256)")
     sub.add_argument("--quality", type=int, default=70, help="of the WebP files (70)")
     sub.add_argument("--most", type=int, default=0, help="take so many pictures, at random; 0: all")
@@ -453,9 +458,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--switch", type=int, default=2, help="training calls of the first stage, if there are two (2)"
     )
     sub.add_argument("--calls", type=int, default=3, help="at least so many (3)")
-    sub.add_argument(
-        "--seconds", type=float, default=0, help="of training per call; 0: what the lease allows"
-    )
+    sub.add_argument("--seconds", type=float, default=0, help="of training per call; 0: what there is")
     sub.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="overrule the recipes"
     )

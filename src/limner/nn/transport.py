@@ -50,6 +50,7 @@ class GaussianTransport(nn.Module):
         self.mean: Tensor
         self.second: Tensor
         self.map: Tensor
+        self.scale: Tensor
         self.seen: Tensor
         for name in ("real_mean", "mean"):
             self.register_buffer(name, torch.zeros(width, dtype=torch.float64))
@@ -57,7 +58,6 @@ class GaussianTransport(nn.Module):
             self.register_buffer(name, torch.zeros(width, width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-        self.scale: Tensor
 
     @torch.no_grad()
     def set_real(self, vectors: Tensor) -> None:
@@ -88,7 +88,9 @@ class GaussianTransport(nn.Module):
         self.map.copy_(root @ _power(root @ covariance @ root, -0.5) @ root)
 
     def _damped(self, covariance: Tensor) -> Tensor:
-        return covariance + DAMPING * self.scale * torch.eye(len(covariance)).to(covariance)
+        damped = covariance.clone()
+        damped.diagonal().add_(DAMPING * self.scale)
+        return damped
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return half the mean squared way that vectors (B, F) have to go, in real variances."""
@@ -119,7 +121,7 @@ class FrechetPull(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether the real pictures have been measured."""
+        """Whether statistics of generated images are there; those of the real ones are measured before them."""
         return any(int(group.seen) > 0 for group in self._all())
 
     def _all(self) -> list[GaussianTransport]:
@@ -134,6 +136,11 @@ class FrechetPull(nn.Module):
         """Take in generated vectors of every group, (B, F_j)."""
         for group, x in zip(self._all(), vectors, strict=True):
             group.observe(x)
+
+    def renew(self) -> None:
+        """Compute the maps of the present statistics."""
+        for group in self._all():
+            group.renew()
 
     def forward(self, vectors: Sequence[Tensor]) -> Tensor:
         """Return the mean loss over the groups."""

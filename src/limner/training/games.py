@@ -36,7 +36,8 @@ from limner.training.run import Runtime, StepRandom
 from limner.training.transfer import frozen_parameters
 
 MEASURED_PICTURES, MEASURED_FAKES, MEASURED_BATCH = 8000, 1024, 64
-"""Real pictures from which the Fréchet loss takes mean and covariance, generated images that it begins with."""
+"""Real pictures from which the Fréchet loss takes mean and covariance, generated images that it begins with (fewer of
+both where the data are few), how many at once."""
 
 
 @dataclass
@@ -245,7 +246,7 @@ class ProjectedGame(Game):
             image = self.augment(self.draw_pictures(MEASURED_BATCH, random), random)
             real.append(summaries(self.D.look(image), image))
         self.pull.set_real([torch.cat(parts) for parts in zip(*real, strict=True)])
-        for _ in range(0, MEASURED_FAKES, MEASURED_BATCH):
+        for _ in range(0, min(MEASURED_FAKES, 4 * len(run.pictures)), MEASURED_BATCH):
             w_plus = draw_w_plus(run.G, MEASURED_BATCH, run.options.mixing, random)
             image = self.augment(run.G.synthesis(w_plus, "random", rng=random.local).float(), random)
             self.pull.observe(summaries(self.D.look(image), image))
