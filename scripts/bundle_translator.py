@@ -54,7 +54,7 @@ encoder makes of the true face itself; a translator that learns from it can hard
 {table}
 
 Sketches, small and masked pictures were made from the true photos with random strengths (`limner.translation.make_input`,
-one seed); milliseconds are those of one CPU thread on a shared machine, painting not counted.
+one seed); milliseconds are those of {threads} CPU thread(s) on a shared machine, painting not counted.
 
 Limits: {limits}
 """
@@ -159,6 +159,7 @@ def main() -> None:
         count=len(scenes),
         others=len(scenes) - 1,
         validate=arguments.validate,
+        threads=torch.get_num_threads(),
         table=make_table(translator.tasks, figures, seconds),
         limits=arguments.limits or LIMITS.format(base=name),
     )

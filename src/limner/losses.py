@@ -227,6 +227,24 @@ def maps_distance(
     return total
 
 
+def maps_vectors(maps: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
+    """Return vectors (B, K) whose squared distances are `maps_distance`, to compare many images with many.
+
+    Args:
+        maps: features of the images, (B, C_i, h_i, w_i).
+        weights: one per map; None for `LITE0_WEIGHTS`.
+    """
+    weights = LITE0_WEIGHTS[: len(maps)] if weights is None else weights
+    scales = [(weight / (x.shape[2] * x.shape[3])) ** 0.5 for x, weight in zip(maps, weights, strict=True)]
+    return torch.cat([(scale * _unit(x)).flatten(1) for x, scale in zip(maps, scales, strict=True)], 1)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the squared distance of every vector (N, K) to every other (M, K), (N, M), by one product."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None]
+    return (squares - 2 * a @ b.T).clamp_min(0)
+
+
 def maps_squares(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
     """Return the sum over maps of their mean squared difference, (B,).
 

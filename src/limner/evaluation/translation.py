@@ -28,7 +28,7 @@ from limner.pipeline.translation import TranslationModels
 from limner.translation.classes import CELEBA, SCHEMES
 from limner.translation.labels import paint, planes, read_labels, square
 from limner.translation.networks import input_side, scheme_of
-from limner.translation.tasks import TASKS, Task, make_input
+from limner.translation.tasks import TASKS, Task, make_input, show_input
 
 BATCH = 10
 SHOWN, CELL_PX = 8, 96
@@ -167,9 +167,8 @@ def make_cases(pairs: Path, names: Sequence[str], translation: TranslationModels
                 torch.Generator().manual_seed(seed) if task.name in ("super-resolution", "inpaint") else None
             )
             x = make_input(task, photo, rng, paired=paired)
-            shown = x[:, :3] if x.shape[1] >= 3 else (2 * x - 1).expand(-1, 3, -1, -1)
             full = f"{name}, from pencil drawings" if source == PENCIL else name
-            cases.append(Case(full, task, x, shown, task.truth))
+            cases.append(Case(full, task, x, show_input(task, x), task.truth))
     return cases
 
 
@@ -214,23 +213,14 @@ def distances(images: Tensor, truths: Tensor, distance: TrunkDistance) -> Tensor
     )
     compare = distance.compare
     if isinstance(compare, functools.partial) and compare.func is losses.maps_distance:
-        return _all_pairs(ours, theirs, compare.keywords.get("weights")).cpu()
+        weights = compare.keywords.get("weights")
+        vectors = [losses.maps_vectors(maps, weights=weights) for maps in (ours, theirs)]
+        return losses.squared_distances(*vectors).cpu()
     rows = [
         compare([x[i : i + 1].expand_as(y) for x, y in zip(ours, theirs, strict=True)], theirs)
         for i in range(len(images))
     ]
     return torch.stack(rows).cpu()
-
-
-def _all_pairs(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
-    """Return `losses.maps_distance` of every two, (N, M), by one product per map: |x - y|^2 = |x|^2 + |y|^2 - 2 x y."""
-    total = torch.zeros(())
-    for x, y, weight in zip(a, b, weights or losses.LITE0_WEIGHTS[: len(a)], strict=True):
-        pixels = x.shape[2] * x.shape[3]
-        x, y = ((one * torch.rsqrt(one.square().sum(1, keepdim=True) + 1e-10)).flatten(1) for one in (x, y))
-        squares = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
-        total = total.to(squares) + weight / pixels * squares
-    return total.clamp_min(0)
 
 
 def ranks(distance: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limner import media
-from limner.losses import LITE0_WEIGHTS
+from limner.losses import maps_vectors, squared_distances
 from limner.nn.compact import CompactEncoder, resize
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
@@ -26,8 +26,7 @@ EXAM_SEED = 7
 class TruthIndex:
     """Perceptual distances of results to many true faces at once.
 
-    The distance is that of `limner.losses.maps_distance`: unit-length channel vectors of the trunk's maps, squared
-    differences averaged over places, weighted per map.
+    The distance is that of `limner.losses.maps_distance`.
 
     Args:
         trunk: frozen Lite0.
@@ -44,19 +43,12 @@ class TruthIndex:
         """(B, 3, R, R) -> vectors whose squared distance is the perceptual distance, (B, K)."""
         found = []
         for part in image.split(CHUNK):
-            maps = self.trunk(resize(part, self.side))
-            rows = []
-            for x, weight in zip(maps, LITE0_WEIGHTS, strict=True):
-                unit = x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
-                rows.append((unit * (weight / (x.shape[2] * x.shape[3])) ** 0.5).flatten(1))
-            found.append(torch.cat(rows, 1))
+            found.append(maps_vectors(self.trunk(resize(part, self.side))))
         return torch.cat(found)
 
     def distances(self, image: Tensor) -> Tensor:
         """(B, 3, R, R) -> distances to every true face, (B, N)."""
-        own = self.embed(image)
-        squares = own.square().sum(1)[:, None] + self.vectors.square().sum(1)[None]
-        return (squares - 2 * own @ self.vectors.T).clamp_min(0)
+        return squared_distances(self.embed(image), self.vectors)
 
 
 def nearest_share(distances: Tensor, first: int = 0) -> float:

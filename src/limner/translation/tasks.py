@@ -238,8 +238,8 @@ def make_masks(photo: Tensor, rng: torch.Generator | None = None) -> Tensor:
 
     Args:
         photo: gives size and device.
-        rng: draws one to three rectangles and up to three strokes per picture; without it the middle square of half the
-            side is missing.
+        rng: draws up to two rectangles and three strokes per picture, at least one of either; without it the middle
+            square of half the side is missing.
     """
     height, width = photo.shape[2:]
     y = (torch.arange(height) + 0.5).view(-1, 1) / height
