@@ -232,19 +232,18 @@ def test_files_are_cut_and_joined(tmp_path):
 
 def test_hours_go_on_where_they_were(options, trunk):
     options = dataclasses.replace(options, batch_size=2)
-    first = train(dataclasses.replace(options, kimg=0.04), trunk)
+    first = train(dataclasses.replace(options, kimg=0.02), trunk)
     spent = first.hours
     assert 0 < spent < 1
     assert load_state(first.out / "state.pt", CPU)["seconds"] == pytest.approx(3600 * spent)
-    second = train(dataclasses.replace(options, kimg=0.08), trunk)
+    second = train(dataclasses.replace(options, kimg=0.04), trunk)
     assert second.hours > spent
     figures = second.validate()
     assert figures["hours"] == second.hours
     records = [json.loads(line) for line in (second.out / "log.jsonl").read_text().splitlines()]
-    hours = [record["hours"] for record in records]
-    assert len(hours) == 2
-    assert hours == sorted(hours)
-    assert hours[0] <= spent < hours[1]
+    hours = [record["hours"] for record in records]  # a line every 20 steps: at the second call's end
+    assert len(hours) == 1
+    assert spent < hours[0] <= second.hours
 
 
 def test_curves_have_the_distance_by_hours(tmp_path):
