@@ -16,14 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from limner import checkpoints, media
+from limner import checkpoints, media, zoo
 from limner.app import cli
 from limner.app.commands.stylize import was_learned_so
+from limner.checkpoints.translator import save_translator
 from limner.latent import load_latent, render
 from limner.nn import deltas
 from limner.nn.stylegan2 import Discriminator, Generator
+from limner.nn.translator import Translator, TranslatorCore
 from limner.pipeline import LearnOptions
 from limner.stylization import Style, load_style, save_style
+from limner.translation import TASKS
 
 SIDE = 48
 
@@ -130,6 +133,34 @@ def test_a_style_learned_from_the_whole_picture_is_not_taken_for_one_of_its_face
     status, text, err = limner("stylize", drawing, *words, "--invert-steps", 1, "-o", tmp_path / "out.png")
     assert status == 0, err
     assert "learned from drawing.png before" in text + err
+
+
+def test_drawings_are_translated_as_a_whole(
+    model: Path, drawing: Path, generator: Generator, tmp_path: Path
+) -> None:
+    """A task that looks for faces takes the whole drawing with --aligned; lines of it need no face, nor does filling."""
+    torch.manual_seed(3)
+    tasks = {name: TASKS[name].in_channels for name in ("sketch", "frontal", "inpaint")}
+    core = TranslatorCore(num_rows=8, w_dim=16, tasks=tasks, input_px=32, width=8, hidden=16, rank=4)
+    base = {"name": "tiny", "digest": deltas.digest(generator)}
+    translator = tmp_path / "translator.safetensors"
+    save_translator(Translator(trunk=zoo.load("lite0"), core=core, base=base), translator, provenance={})
+    words = ("--model", translator, "--generator", model, "--size", SIDE)
+    status, _, err = limner("translate", drawing, "--task", "frontal", *words, "-o", tmp_path / "never.png")
+    assert status == 2
+    assert "no face" in err
+    assert "--aligned" in err
+    for task, more in (
+        ("frontal", ()),
+        ("sketch", ("--from-photo",)),
+        ("inpaint", ("--from-photo", "--paste")),
+    ):
+        out = tmp_path / f"{task}.png"
+        status, _, err = limner("translate", drawing, "--task", task, *more, *words, "--aligned", "-o", out)
+        assert status == 0, err
+        assert media.read(out).pixels.shape == (SIDE, SIDE, 3)
+    filled, before = media.read(tmp_path / "inpaint.png").pixels, media.read(drawing).pixels
+    assert 0 < (filled != before).any(2).mean() < 0.8
 
 
 def test_drawings_are_edited_as_a_whole(model: Path, drawing: Path, tmp_path: Path) -> None:
