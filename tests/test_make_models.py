@@ -512,29 +512,6 @@ def test_a_blend_style_of_a_new_child_is_not_made_from_the_old_one(tmp_path):
     assert style.options["child"] == "drawn"
 
 
-def test_a_child_is_trained_again_from_its_old_change(tmp_path, monkeypatch):
-    """On the new base lies what the old child had learned; without a fitting child, nothing."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import warm_child
-
-    base, tuned, better = (make_generator(seed) for seed in (0, 1, 2))
-    save_child(tuned, base, tmp_path / "old.safetensors", base_name="tiny", budget_bytes=10_000_000)
-    checkpoints.save(Checkpoint(generator=better), tmp_path / "better.safetensors")
-    out = tmp_path / "run/init.safetensors"
-    note = warm_child.warm(tmp_path / "old.safetensors", str(tmp_path / "better.safetensors"), out)
-    assert "made from an earlier base" in note
-    made = checkpoints.load(out).generator.state_dict()
-    for name, value in made.items():
-        wanted = better.state_dict()[name] + tuned.state_dict()[name] - base.state_dict()[name]
-        rounding = 1e-3 * float((tuned.state_dict()[name] - base.state_dict()[name]).abs().max()) + 1e-6
-        torch.testing.assert_close(
-            value, wanted, atol=rounding, rtol=0
-        )  # the change is stored in half precision
-    note = warm_child.warm(tmp_path / "none.safetensors", str(tmp_path / "better.safetensors"), out)
-    assert "as it is: there is no" in note
-    assert torch.equal(checkpoints.load(out).generator.synthesis.const, better.synthesis.const)
-
-
 def test_a_second_chain_is_kept_out(root, monkeypatch):
     chain = make_chain(root)
     with chain._locked(), pytest.raises(LimnerError, match="already"):
