@@ -31,7 +31,7 @@ from PIL import Image
 from limner import zoo
 from limner.app.cli import main as limner
 from limner.errors import CheckpointError, LimnerError, OptionError
-from limner.options import from_mapping, read_recipe, to_mapping
+from limner.options import from_mapping, read_recipe, to_mapping, to_words
 from limner.training.data import list_pictures, read_pictures
 from limner.training.gan import GanTraining, build_run
 from limner.training.options import GanOptions
@@ -248,7 +248,7 @@ def call(arguments: argparse.Namespace) -> int:
     if before.exists() and not (run / "state.pt").exists():
         options = dataclasses.replace(options, init=str(before))
     options = _within(options, plan, run)
-    code = limner(["train", "gan", *_words(options)])
+    code = limner(["train", "gan", *to_words(options)])
     for file in bring_back(run, arguments.out, {"stage": plan["stage"], "options": to_mapping(options)}):
         print(f"{file.name}: {file.stat().st_size / MIB:.2f} MiB")
     print(f"call {plan['call']} took {time.monotonic() - began:.0f} s")
@@ -356,19 +356,6 @@ def probe(options: GanOptions) -> tuple[str, float]:
         raise OptionError("neither fp32 nor bf16 trains here; see the lines above")
     best = max(speeds, key=lambda name: speeds[name])
     return best, speeds[best]
-
-
-def _words(options: GanOptions) -> list[str]:
-    """Return the options that are not at their default as words of the command line."""
-    words = []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value != field.default:
-            flag = field.name.replace("_", "-")
-            words += [f"--no-{flag}" if value is False else f"--{flag}"] + (
-                [] if isinstance(value, bool) else [str(value)]
-            )
-    return words
 
 
 def bring_back(run: Path, out: Path, about: dict[str, Any]) -> list[Path]:

@@ -19,6 +19,7 @@ from limner.options import (
     knob,
     read_recipe,
     to_mapping,
+    to_words,
 )
 
 
@@ -142,6 +143,19 @@ def test_mapping_round_trip():
     assert plain["rows"] == [1, 2]
     again = from_mapping(SampleOptions, plain)
     assert dataclasses.replace(again, weights=options.weights) == options
+
+
+def test_words_give_the_same_options_on_the_command_line():
+    from limner.app import cli
+    from limner.training.options import GanOptions
+
+    assert to_words(GanOptions()) == []
+    options = GanOptions(data="a b", mirror=False, only_discriminator=True, kimg=2.5)
+    words = to_words(options)
+    assert words == ["--data", "a b", "--kimg", "2.5", "--no-mirror", "--only-discriminator"]
+    assert cli.parse_options("train gan", GanOptions, words) == options
+    assert to_words(options, leave_out=("data", "kimg")) == words[4:]
+    assert to_words(SampleOptions(rows=(1, 2))) == ["--rows", "1,2"]
 
 
 def test_unknown_and_missing_names():

@@ -17,7 +17,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,6 +195,30 @@ def to_mapping(options: Options) -> dict[str, Any]:
         for field in dataclasses.fields(options)
         if field.init
     }
+
+
+def to_words(options: Options, *, leave_out: Sequence[str] = ()) -> list[str]:
+    """Return the options that are not at their default as words of a command line.
+
+    Args:
+        options: of a command.
+        leave_out: names of fields that are not wanted, positional ones among them.
+    """
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        made = field.default_factory is not dataclasses.MISSING
+        if field.name in leave_out or value == (field.default_factory() if made else field.default):
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [
+                f"--{flag}",
+                ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value),
+            ]
+    return words
 
 
 def _plain(value: Any) -> Any:

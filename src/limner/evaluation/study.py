@@ -193,7 +193,15 @@ class Study:
         self.trunk_stamp = deltas.digest(models.trunk)
 
     def embed(self, setting: Setting, targets: Targets) -> Found:
-        """Embed one cell, or take it from disk; `limner.errors.DivergedError` where a search leaves the numbers."""
+        """Embed one cell, or take it from disk.
+
+        Args:
+            setting: how.
+            targets: its pictures.
+
+        Raises:
+            DivergedError: the search left the finite numbers.
+        """
         options = InversionOptions(
             method=setting.method,
             init=setting.init,
@@ -241,7 +249,13 @@ class Study:
 
     @torch.no_grad()
     def _figures(self, image: Tensor, targets: Targets, part: Part) -> dict[str, Tensor]:
-        """Return figure -> (N,), those of holes where there is one."""
+        """Return figure -> (N,), NaN where a figure cannot be measured.
+
+        Args:
+            image: what was painted, (N, 3, R, R).
+            targets: what was to be painted.
+            part: what was kept of the search: seconds and distances to the mean w.
+        """
         device = self.models.device
         reports = measure(
             image.to(device),
@@ -301,12 +315,11 @@ def _rows(name: str, own: Mapping[str, Found]) -> list[Row]:
     """Return the rows of an experiment; of `classes` one per kind of picture."""
     rows = []
     for key, one in own.items():
-        groups: dict[str, list[int] | None] = {key: None}
+        groups: list[tuple[str, list[int] | None]] = [(key, None)]
         if name == "classes" and key == OTHERS:
-            groups = {}
-            for i, kind in enumerate(one.targets.names):
-                (groups.setdefault(kind, []) or groups[kind]).append(i)  # type: ignore[union-attr]
-        for label, chosen in groups.items():
+            kinds = one.targets.names
+            groups = [(kind, [i for i, k in enumerate(kinds) if k == kind]) for kind in dict.fromkeys(kinds)]
+        for label, chosen in groups:
             rows.append(Row(label, {figure: one.mean(figure, chosen) for figure in FIGURES}))
     return rows
 

@@ -14,7 +14,7 @@ from limner.app.console import Console, format_bytes, format_seconds
 from limner.errors import LimnerError, OptionError
 from limner.evaluation.options import EvaluationOptions
 from limner.files import check_writable
-from limner.options import knob
+from limner.options import knob, to_words
 from limner.pipeline.options import TrunkOptions
 
 if TYPE_CHECKING:
@@ -164,17 +164,8 @@ def about(options: Options, models: Models) -> dict[str, str]:
 
 def command_line(options: Options) -> str:
     """Return the command line that makes this report again."""
-    words = ["limner", "eval", *options.sections]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in ("sections", "cache", "fresh") or value == field.default:
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        else:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
+    words = to_words(options, leave_out=("sections", "cache", "fresh"))
+    return shlex.join(["limner", "eval", *options.sections, *words])
 
 
 def goals(section: Section) -> list[tuple[str, bool, str]]:

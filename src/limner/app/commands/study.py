@@ -13,6 +13,7 @@ from limner import __version__, zoo
 from limner.app.console import Console
 from limner.evaluation.study_options import StudyOptions
 from limner.files import check_writable
+from limner.options import to_words
 
 INTRODUCTION = (
     "The experiments of Image2StyleGAN (Abdal et al. 2019, arXiv 1904.03189), repeated. Whether a statement of the paper "
@@ -110,14 +111,4 @@ def about(options: Options, models: Any) -> dict[str, str]:
 
 def command_line(options: Options) -> str:
     """Return the command line that makes this report again."""
-    words = ["limner", "study"]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name == "fresh" or value == field.default:
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        else:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
+    return shlex.join(["limner", "study", *to_words(options, leave_out=("fresh",))])
