@@ -18,6 +18,8 @@ from limner.nn.compact import CompactEncoder
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet, list_pictures
 from limner.translation import TASKS, Task
+from limner.translation.classes import OURS
+from limner.translation.labels import by_index
 
 CHUNK = 16
 """Pictures that the teacher sees at a time; always the same, since sums depend on it in their last bits."""
@@ -44,7 +46,7 @@ def read_labels(folder: Path, resolution: int, select: str = "") -> tuple[list[s
     """Return names and label maps of our classes, uint8 (N, R, R), of a folder of indexed PNGs; no class is blended.
 
     Raises:
-        MediaError: a map is not an indexed or grey picture.
+        MediaError: a map is not an indexed or grey picture, or holds what is no class.
     """
     names, maps = list_pictures(folder, select), []
     for name in names:
@@ -54,7 +56,8 @@ def read_labels(folder: Path, resolution: int, select: str = "") -> tuple[list[s
                     f"{folder / name} is {picture.mode}, expected a label map: an indexed picture"
                 )
             small = picture.resize((resolution, resolution), Image.Resampling.NEAREST)
-            maps.append(torch.from_numpy(np.array(small, dtype=np.uint8)))
+            labels = by_index(np.array(small, dtype=np.uint8), OURS, where=str(folder / name))
+            maps.append(torch.from_numpy(labels.astype(np.uint8)))
     return names, torch.stack(maps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.training.translator_lessons import TranslatorLessons, build_run
 
     tasks = find_tasks(options.task)
+    check_held_out(options, tasks)
     generator = checkpoints.load(zoo.resolve(options.base)).generator
     if not isinstance(generator, Generator):
         raise CheckpointError(f"{options.base} holds no StyleGAN2 generator")
@@ -143,7 +145,6 @@ def _find_lesson(
         wanted.append(("photos", lesson.photos, False))
     if paired and options.pairs:
         scenes = lesson.scenes = Scenes(options.pairs, generator.resolution, paired, select=options.scenes)
-        _check_held_out(options, scenes.names)
         for kind in sorted({task.truth for task in paired.values()}):
             wanted.append((kind, scenes.pixels[kind], False))
             if options.mirror:
@@ -172,19 +173,24 @@ def _find_lesson(
     return lesson
 
 
-def _check_held_out(options: Options, names: list[str]) -> None:
+def check_held_out(options: Options, tasks: Mapping[str, Task]) -> None:
     """Raise `OptionError` where scenes that are examined are learned from too."""
     from limner.training.data import list_pictures
 
-    if not options.validate:
+    if not options.validate or not options.pairs:
         return
-    held_out = {Path(name).stem for name in list_pictures(Path(options.pairs) / "photo", options.validate)}
-    both = sorted(held_out & {Path(name).stem for name in names})
-    if both:
-        raise OptionError(
-            f"validate {options.validate} and scenes {options.scenes or '(all)'} share {len(both)} scenes, such as "
-            f"{both[0]}; scenes that figures are made of must not be learned from"
-        )
+    photos = Path(options.pairs) / "photo"
+    learned = {"scenes": options.scenes} if any(not task.made for task in tasks.values()) else {}
+    if options.data and Path(options.data).resolve() == photos.resolve():
+        learned["select"] = options.select
+    held_out = {Path(name).stem for name in list_pictures(photos, options.validate)}
+    for what, chosen in learned.items():
+        both = sorted(held_out & {Path(name).stem for name in list_pictures(photos, chosen)})
+        if both:
+            raise OptionError(
+                f"validate {options.validate} and {what} {chosen or '(all)'} share {len(both)} scenes, such as {both[0]}; "
+                "scenes that figures are made of must not be learned from"
+            )
 
 
 def _exam(
