@@ -224,6 +224,7 @@ def test_boundaries_are_found_from_a_table(model, heads, encoder, tmp_path):
     apart, _ = editing.load_directions(file)
     assert abs(float(apart["light"].values @ found["kind"].values)) < 1e-3
     assert "no column 'dark'" in run(*words, "--attributes", "dark")[2]
+    assert "few: 24 faces, 0 of them" in run(*words, "--attributes", "few:seed>90")[2]
     assert "says nothing about" in run(*words[:-1], "0-23", "--table", _other_table(tmp_path))[2]
 
 

@@ -72,6 +72,19 @@ class Direction:
         return amount * weights[:, None] * values.expand(rows, width)
 
 
+def pick(directions: Mapping[str, Direction], name: str) -> Direction:
+    """Return the direction of a name.
+
+    Raises:
+        OptionError: there is none; the message names a close one.
+    """
+    if name not in directions:
+        close = difflib.get_close_matches(name, directions, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(directions)}"
+        raise OptionError(f"there is no direction {name!r}; {hint}")
+    return directions[name]
+
+
 def move(
     generator: Generator,
     portrait: Portrait,
@@ -94,11 +107,7 @@ def move(
     """
     offset = torch.zeros(generator.num_rows, len(generator.w_avg), device=generator.w_avg.device)
     for name, amount in amounts.items():
-        if name not in directions:
-            close = difflib.get_close_matches(name, directions, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(directions)}"
-            raise OptionError(f"there is no direction {name!r}; {hint}")
-        offset = offset + directions[name].offset(generator, amount)
+        offset = offset + pick(directions, name).offset(generator, amount)
     mask = LayerMask((options or DirectionOptions()).layers)
     return shift(generator, Portrait.of(portrait), offset, mask)
 

@@ -154,11 +154,7 @@ def find_boundary(
         raise ShapeError(
             f"codes have shape {tuple(w.shape)}, labels {tuple(labels.shape)}; expected one label per code"
         )
-    held_out = torch.arange(len(codes)) % 5 == 4
-    if len(codes) < 10 or len(wanted[~held_out].unique()) < 2:
-        raise OptionError(
-            f"{name}: {len(codes)} faces, {int(wanted.sum())} of them labelled; expected ten or more, of both kinds"
-        )
+    held_out = check_labels(name, wanted)
     mean, std = codes[~held_out].mean(0), codes[~held_out].std(0).clamp_min(1e-6)
     scaled = torch.cat([(codes - mean) / std, torch.ones_like(codes[:, :1])], 1)  # (N, w_dim + 1), bias last
     boundary = fit_boundary(scaled[~held_out], wanted[~held_out].double(), penalty)
@@ -171,6 +167,24 @@ def find_boundary(
     values = (codes @ vector).std() * vector
     notes = {"method": "boundary", "accuracy": accuracy, "faces": len(codes), "labelled": int(wanted.sum())}
     return Direction(name, values.float(), layers, notes)
+
+
+def check_labels(name: str, labels: Tensor) -> Tensor:
+    """Return which faces a boundary does not learn from, every fifth, (N,); raise where the others are too few.
+
+    Args:
+        name: of the direction, for the message.
+        labels: bool (N,).
+
+    Raises:
+        OptionError: fewer than ten faces, or all that are learned from have one label.
+    """
+    held_out = torch.arange(len(labels)) % 5 == 4
+    if len(labels) < 10 or len(labels[~held_out].unique()) < 2:
+        raise OptionError(
+            f"{name}: {len(labels)} faces, {int(labels.sum())} of them labelled; expected ten or more, of both kinds"
+        )
+    return held_out
 
 
 def fit_boundary(codes: Tensor, labels: Tensor, penalty: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from limner.files import check_writable
 from limner.options import Options, knob, to_mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from limner.editing import Direction
     from limner.nn.stylegan2 import Generator
@@ -122,7 +121,9 @@ def run_find(options: FindOptions, console: Console) -> int:
     """Find directions and write them to a file."""
     unknown = [way for way in options.ways if way not in WAYS]
     if unknown or not options.ways:
-        raise OptionError(f"limner directions find: expected some of {', '.join(WAYS)}, found {unknown[:1]}")
+        raise OptionError(
+            f"limner directions find: expected some of {', '.join(WAYS)}, found {unknown[0] if unknown else 'nothing'}"
+        )
     if "labels" in options.ways:
         _check_label_options(options)
     check_writable(options.out)
@@ -202,12 +203,13 @@ def run_show(options: ShowOptions, console: Console) -> int:
     """Draw a strip per direction."""
     from limner import checkpoints, editing
     from limner.app.device import pick_device
+    from limner.editing.directions import pick
     from limner.errors import CheckpointError, KeyMismatchError
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
 
     directions, notes = editing.load_directions(options.file)
-    parse_names([f"{name}={name}" for name in options.names], directions)  # are they there?
+    chosen = [pick(directions, name) for name in options.names] or list(directions.values())
     device = pick_device(console.settings)
     generator = checkpoints.load(zoo.resolve(options.model)).generator
     if not isinstance(generator, Generator):
@@ -218,28 +220,26 @@ def run_show(options: ShowOptions, console: Console) -> int:
         raise KeyMismatchError(
             f"{options.file} holds directions of another generator ({base.get('name', 'unnamed')}), not of {options.model}"
         )
-    chosen = [directions[name] for name in options.names or directions]
     files = _draw(generator, chosen, options, options.out, console)
     console.print(f"wrote {len(files)} strips to {options.out}")
     console.result(files=files)
     return 0
 
 
-def parse_names(words: tuple[str, ...] | list[str], directions: Mapping[str, Any]) -> dict[str, str]:
+def parse_names(words: Sequence[str], directions: Mapping[str, Direction]) -> dict[str, str]:
     """Read OLD=NEW; returns old -> new.
 
     Raises:
         OptionError: written in another way, or no such direction.
     """
+    from limner.editing.directions import pick
+
     found = {}
     for word in words:
         old, sign, new = word.partition("=")
         if not sign:
             raise OptionError(f"limner directions name: {word!r}, expected OLD=NEW, OLD=-NEW or OLD=")
-        if old not in directions:
-            close = difflib.get_close_matches(old, directions, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(directions)}"
-            raise OptionError(f"there is no direction {old!r}; {hint}")
+        pick(directions, old)  # is it there?
         found[old] = new.strip()
     return found
 
@@ -279,7 +279,9 @@ def _from_labels(options: FindOptions, models: Models, console: Console) -> list
         )
     portraits = portraits.pick(chosen)
     rows = [table[picture_key(name)] for name in portraits.names]
-    labels = [label(rows, rule) for rule in rules]  # before the long work: are they there?
+    labels = [label(rows, rule) for rule in rules]
+    for rule, values in zip(rules, labels, strict=True):  # before the long work: are they there?
+        discover.check_labels(rule.name, values[values >= 0] == 1)
     encoder = models.compact
     if encoder is None:
         raise OptionError(
