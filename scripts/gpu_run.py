@@ -188,9 +188,9 @@ def _pack_state(run: Path, boxes: _Boxes) -> tuple[int, float]:
     with tempfile.TemporaryDirectory() as place:
         parcel = Path(place) / "state.pt"
         torch.save({**about, "state": shrink_state(state)}, parcel)
-        parts = split_file(parcel, Path(place) / "parts", part_bytes=boxes.room - MIB // 4)
+        *parts, manifest = split_file(parcel, Path(place) / "parts", part_bytes=boxes.room - MIB // 4)
         logs = [log] if (log := run / "log.jsonl").exists() else []
-        for file in (*logs, *parts):  # the manifest last: with it the run is put together
+        for file in (*parts, *logs, manifest):  # when the manifest comes, the run is put together
             shutil.copy2(file, boxes.place_for(file.stat().st_size))
     return about["stage"], state["images"] / 1000
 

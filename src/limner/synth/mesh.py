@@ -21,7 +21,13 @@ INSIDE_MOUTH = ("teeth_base", "tongue01")
 
 
 class Mesh:
-    """A part on the GPU."""
+    """A part on the GPU.
+
+    Args:
+        renderer: in whose context it lies.
+        part: what is drawn.
+        uniforms: values that all parts of a scene share, by name; the part's own take their place.
+    """
 
     def __init__(self, renderer: Renderer, part: Part, uniforms: Mapping[str, Any]):
         self.renderer, self.part = renderer, part
@@ -53,7 +59,13 @@ class Mesh:
         return self.part.casts_shadow and not flat and self.part.name not in INSIDE_MOUTH
 
     def draw(self, stage: str, count: int = -1, **overrides: Any) -> None:
-        """Draw the first ``count`` indices (-1: all) with the program of a stage."""
+        """Draw the part with the program of a stage.
+
+        Args:
+            stage: of the rendering, ``depth``, ``shade`` or ``buffers``.
+            count: how many indices, the first ones; -1 for all.
+            overrides: uniforms that are other for this once.
+        """
         program = self.renderer.program(self.part.material, stage)
         if stage not in self.arrays:
             self.arrays[stage] = self.renderer.context.vertex_array(
