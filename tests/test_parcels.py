@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from limner import checkpoints, zoo
-from limner.errors import CheckpointError
+from limner.errors import CheckpointError, OptionError
 from limner.nn.features import Lite0
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator
 from limner.nn.transport import FrechetPull, summaries
@@ -24,7 +24,7 @@ from limner.options import from_mapping, read_recipe, to_mapping
 from limner.training.gan import GanTraining, build_generator, build_run
 from limner.training.options import CHANNEL_TABLES, GanOptions
 from limner.training.parcels import MANIFEST, grow_state, join_file, shrink_state, split_file
-from limner.training.run import Runtime, load_state
+from limner.training.run import Runtime, load_state, save_state
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,8 @@ def train(options: GanOptions, trunk: nn.Module) -> GanTraining:
     return training
 
 
-def tensors(state: object) -> int:
+def tensors(state: Any) -> int:
+    """Return the bytes of all tensors in nested dictionaries and lists."""
     if isinstance(state, torch.Tensor):
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
@@ -173,6 +174,32 @@ def test_calls_share_the_time_that_there_is():
     later = gpu_run.make_plans(3, 1, 1, 2, 100.0)  # a state that had grown already, no second recipe
     assert [plan["stage"] for plan in later] == [1, 1, 1]
     assert [plan["left_s"] for plan in later] == [200, 200, 100]
+
+
+@pytest.mark.parametrize("log_bytes", [100, 400_000])
+def test_a_state_travels_in_boxes(tmp_path, log_bytes):
+    run, work = tmp_path / "run", tmp_path / "work"
+    run.mkdir()
+    value = torch.randn(160_000, generator=torch.Generator().manual_seed(2))
+    parts = {"G": {"x": value}, "ema": {"x": value}, "D": {"y": value}, "game": {}}
+    save_state(run / "state.pt", {**parts, "images": 4000, "seconds": 9.0})
+    (run / "stage.json").write_text('{"stage": 1, "options": {"kimg": 3.0}}')
+    (run / "log.jsonl").write_text(" " * log_bytes)
+    boxes = gpu_run._Boxes(tmp_path, gpu_run.MIB // 2)
+    assert gpu_run._pack_state(run, boxes) == (1, 4.0)
+    assert boxes.last >= 1
+    for number in range(boxes.last + 1):
+        assert not (work / "stage-1").exists()
+        box = boxes.folder(number)
+        assert sum(file.stat().st_size for file in box.iterdir()) <= boxes.room
+        gpu_run._unpack(box, work, number)
+    found = load_state(work / "stage-1/state.pt", CPU)
+    assert torch.allclose(found["D"]["y"], value, atol=1e-2)
+    assert found["images"] == 4000
+    assert (work / "stage-1/log.jsonl").stat().st_size == log_bytes
+    assert json.loads((work / "stage-1/stage.json").read_text()) == {"stage": 1, "options": {"kimg": 3.0}}
+    with pytest.raises(OptionError, match="another machine"):
+        gpu_run._unpack(boxes.folder(1), tmp_path / "elsewhere", 1)
 
 
 def test_a_fetched_state_becomes_a_model(options, trunk, tmp_path, capsys):

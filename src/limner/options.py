@@ -207,8 +207,9 @@ def to_words(options: Options, *, leave_out: Sequence[str] = ()) -> list[str]:
     words = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        made = field.default_factory is not dataclasses.MISSING
-        if field.name in leave_out or value == (field.default_factory() if made else field.default):
+        make = field.default_factory
+        default = field.default if make is dataclasses.MISSING else make()
+        if field.name in leave_out or value == default:
             continue
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
