@@ -430,9 +430,8 @@ def test_command_trains_resumes_and_exports(pairs, tmp_path, capsys):
     words += ["--pairs", pairs, "--data", pairs / "photo", "--task", "sketch,frontal", "--scenes", "0-5"]
     words += ["--select", "0-5", "--batch-size", "2", "--width", "8", "--hidden", "16", "--rank", "4"]
     words += ["--inner", "4", "--codes-kimg", "0", "--identity", "0", "--teacher-steps", "1"]
-    held_out = ["--validate", "6-7"]
-    for kimg in ("0.002", "0.004"):
-        assert main([str(word) for word in [*words, *held_out, "--kimg", kimg]]) == 0
+    for more in (["--kimg", "0.002"], ["--kimg", "0.004", "--validate", "6-7"]):
+        assert main([str(word) for word in [*words, *more]]) == 0
     printed = capsys.readouterr().out
     assert "starting anew" in printed
     assert "resuming at 0.0 kimg" in printed
