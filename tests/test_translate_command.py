@@ -226,6 +226,7 @@ def test_every_missing_pixel_is_painted_by_one_face(models, picture):
         y, x = np.mgrid[: len(mask), : mask.shape[1]] + 0.5
         inside |= (x > left) & (x < right) & (y > top) & (y < bottom)  # the landmarks are upright
     assert 0 < inside[mask > 0].mean() < 1
+    assert result.filled is not None
     assert np.array_equal(result.filled, inside & (mask > 0))
     assert not (result.pasted[0] != pixels).any(2)[~result.filled].any()
 
@@ -242,6 +243,7 @@ def test_a_scratch_leaves_no_colour_and_detail_stays(models):
     (face,) = translate(scratched, options, models=models, mask=mask).faces
     assert np.array_equal(face.outputs[0][~mask], pixels[~mask])
     assert np.abs(face.outputs[0][mask].astype(int) - (95, 125, 155)).max() < 30
+    assert face.photo is not None
     assert np.array_equal(face.photo, scratched)
 
 
