@@ -103,6 +103,8 @@ def flat(tree, prefix=""):
 def assert_same_state(a, b):
     left, right = dict(flat(a)), dict(flat(b))
     assert left.keys() == right.keys()
+    assert left.pop("/seconds") > 0  # of training: no two runs have the same
+    assert right.pop("/seconds") > 0
     different = [
         k for k, v in left.items() if not (v.equal(right[k]) if torch.is_tensor(v) else v == right[k])
     ]
