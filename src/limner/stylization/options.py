@@ -77,7 +77,7 @@ class JojoganOptions(Options):
 class StyleOptions(Options):
     """How a learned style is put on a face; nothing here needs training."""
 
-    strength: float = knob(0.75, lo=0.0, hi=1.0, step=0.05)
+    strength: float = knob(1.0, lo=0.0, hi=1.0, step=0.05)
     """How much of the style: 0 is the face as embedded, 1 the whole style."""
     layers: str = knob("all")
     """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
