@@ -25,7 +25,7 @@ from limner.latent import Latent
 from limner.nn import deltas
 from limner.options import to_mapping
 from limner.pipeline import Models, StylizeOptions
-from limner.pipeline.photos import embed_faces, stylize
+from limner.pipeline.photos import embed_faces, stylize, suit_inverter
 from limner.stylization.dual import DualStyle, at_strength
 
 CELL_PX = 96
@@ -111,10 +111,11 @@ class Restyler:
         for one in contenders:
             for strength in strengths:
                 how = dataclasses.replace(self.how, strength=strength, crop=True)
-                inputs = self.base | {"how": to_mapping(how), "style": one.digest, "images": stamp(*photos)}
+                shown = to_mapping(suit_inverter(how, one.style, self.models))
+                inputs = self.base | {"how": shown, "style": one.digest, "images": stamp(*photos)}
 
                 def make(one: Contender = one, how: StylizeOptions = how) -> Part:
-                    pairs = list(zip(photos, embedded, strict=True))
+                    pairs = list(zip(photos, self.faces_for(one, photos, embedded), strict=True))
                     begun = time.perf_counter()
                     steps = self.track(pairs, f"{one.name}, strength {how.strength:g}")
                     styled = [self.restyle(one, how, *pair) for pair in steps]
@@ -128,6 +129,13 @@ class Restyler:
                 if strength == self.how.strength:
                     seconds[one.name] = part.values["seconds"]
         return outputs, seconds
+
+    def faces_for(
+        self, one: Contender, photos: Sequence[np.ndarray], embedded: Sequence[Part]
+    ) -> Sequence[Part]:
+        """Return the faces embedded as the style wants them, which mostly is as they are."""
+        suited = suit_inverter(self.how, one.style, self.models)
+        return embedded if suited is self.how else [self.embed(pixels, suited) for pixels in photos]
 
     def restyle(self, one: Contender, how: StylizeOptions, pixels: np.ndarray, part: Part) -> Tensor:
         """Return an embedded face in a style, uint8 (3, R, R).
@@ -153,7 +161,8 @@ class Restyler:
         for photo in photos:
             pixels = crop_photo(photo, self.models.generator.resolution, self.models.detector)
             part = self.embed(pixels)
-            styled = torch.stack([self.restyle(one, how, pixels, part) for one in contenders])
+            own = [(one, self.faces_for(one, [pixels], [part])[0]) for one in contenders]
+            styled = torch.stack([self.restyle(one, how, pixels, face) for one, face in own])
             rows.append([pixels, *media.to_pixels(unpack_image(torch.cat([part.tensors["image"], styled])))])
         if not rows:
             return []

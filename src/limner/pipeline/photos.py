@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from limner.faces import Alignment, AlignOptions
 from limner.inversion import Distance, FitReport, Inversion, InversionOptions, PivotalOptions, invert
 from limner.latent import Latent, render
 from limner.nn import deltas
+from limner.nn.compact import CompactEncoder
 from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Generator
 from limner.options import to_mapping
 from limner.pipeline.models import TRUNK, Models
 from limner.pipeline.options import LearnOptions, PhotoOptions, StylizeOptions
+from limner.stylization.blend_style import METHOD as BLEND
 from limner.stylization.dual import DualStyle
 from limner.stylization.jojogan import LearningStep, learn
 from limner.stylization.options import StyleOptions
@@ -53,6 +55,7 @@ class PipelineStep:
     tuned: Generator | None = None
 
 
+Suited = TypeVar("Suited", bound=PhotoOptions)
 OnStep = Callable[[PipelineStep], bool | None]
 """Told of every step; where it returns True, the learning of a style stops and keeps what it has."""
 
@@ -147,7 +150,8 @@ def stylize(
     options = options or StylizeOptions()
     style.check_base(models.generator)
     if embedded is None:
-        embedded = embed_faces(pixels, options, models=models, where=where, on_step=on_step)
+        suited = suit_inverter(options, style, models)
+        embedded = embed_faces(pixels, suited, models=models, where=where, on_step=on_step)
     results = [_restyle(pixels, style, options, models, identity, *face) for face in embedded]
     portraits = [media.resize_pixels(face.styled, options.size) for face in results]
     if not options.crop:
@@ -155,6 +159,18 @@ def stylize(
             pixels, [face.styled for face in results], [face.alignment for face in results], options
         )
     return StylizeResult(pixels=pixels, portraits=portraits, faces=results)
+
+
+def suit_inverter(options: Suited, style: Style | DualStyle, models: Models) -> Suited:
+    """Return the options with the inverter ``auto`` settled for a style.
+
+    A blend hands the codes to another generator, which has only met codes near its mean: those of a search, which are
+    far from it, burn out there, so a blend takes the encoder's where there is one.
+    """
+    blend = isinstance(style, Style) and style.method == BLEND
+    if options.inverter == "auto" and blend and isinstance(models.encoder_for("encoder"), CompactEncoder):
+        return dataclasses.replace(options, inverter="encoder")
+    return options
 
 
 def embed_faces(

@@ -131,7 +131,7 @@ def _restyle(
     """Restyle one photo in every style; return a row for the comparison and the figures."""
     from limner import faces, media
     from limner.pipeline import stylize
-    from limner.pipeline.photos import embed_faces
+    from limner.pipeline.photos import embed_faces, suit_inverter
 
     picture = media.read(photo)
     how = StylizeOptions(
@@ -155,7 +155,8 @@ def _restyle(
             style,
             how,
             models=models,
-            embedded=embedded,
+            # A blend wants codes of its own, see suit_inverter.
+            embedded=embedded if suit_inverter(how, style, models) is how else None,
             identity=models.identity_distance,
         )
         seconds = time.perf_counter() - start
@@ -172,7 +173,8 @@ def _restyle(
         )
         face = result.faces[0]
         if not row:
-            row = [faces.crop_face(picture.pixels, face.alignment.resized(CELL_PX)), face.embedded]
+            row = [faces.crop_face(picture.pixels, face.alignment.resized(CELL_PX))]
+            row.append(media.to_pixels(embedded[0][1].image)[0])
         row.append(face.styled)
         figures.append(_figures(photo, name, face, embedding_s, seconds))
     return row, figures
