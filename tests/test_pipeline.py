@@ -16,10 +16,11 @@ from limner import checkpoints, media, zoo
 from limner.app.cli import main
 from limner.errors import CheckpointError, FaceNotFoundError, KeyMismatchError, OptionError
 from limner.faces import Face
+from limner.nn.compact import CompactCore, CompactEncoder
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.pipeline import LearnOptions, Models, StylizeOptions, compare_sheet, learn_style, stylize
-from limner.pipeline.photos import PipelineStep, embed_faces
+from limner.pipeline.photos import PipelineStep, embed_faces, suit_inverter
 from limner.stylization import Style, load_style, save_style
 from limner.stylization.style import style_between
 
@@ -141,6 +142,25 @@ def test_pivotal_tuning_carries_the_style(models: Models, style: Style) -> None:
     )
     assert tuned.faces[0].report.psnr > plain.report.psnr
     assert tuned.faces[0].styled.mean() < tuned.faces[0].embedded.mean() - 20
+
+
+def test_a_blend_takes_the_encoders_codes_unless_told_otherwise(
+    models: Models, style: Style, trunk: Lite0
+) -> None:
+    generator = models.generator
+    core = CompactCore(num_rows=generator.num_rows, w_dim=W_DIM, input_px=32, width=16, hidden=16, rank=8)
+    with_encoder = dataclasses.replace(models, encoder=CompactEncoder(trunk=trunk, core=core))
+    blend = dataclasses.replace(style, method="blend")
+    options = StylizeOptions(**FAST)
+    for given, method, wanted in (
+        (with_encoder, blend, "encoder"),
+        (with_encoder, style, "hybrid"),
+        (models, blend, "w+"),
+    ):
+        result = stylize(make_photo(), method, options, models=given)
+        assert [face.report.method for face in result.faces] == [wanted, wanted]
+    asked = dataclasses.replace(options, inverter="w+")
+    assert suit_inverter(asked, blend, with_encoder) is asked
 
 
 def test_closeness_keeps_the_code_near_the_mean(models: Models) -> None:

@@ -37,7 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "edit crossover": ("edit:crossover", "put a region of one face into another"),
     "edit inpaint": ("edit:inpaint", "fill the hole of a face"),
     "edit direction": ("edit:direction", "move a face along named directions"),
-    "translate": ("translate", "turn sketches, label maps, small, masked, turned or toon pictures into faces"),
+    "translate": (
+        "translate",
+        "turn sketches, label maps, small, masked, turned or toon pictures into faces",
+    ),
     "directions find": ("directions:find", "find directions: from the weights, from w, from labelled faces"),
     "directions list": ("directions:list", "list what a file of directions holds"),
     "directions name": ("directions:name", "rename directions, turn them round, drop them"),
@@ -49,7 +52,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
     "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
     "train translator": ("train_translator", "train the networks of limner translate, all tasks in one"),
-    "train hyper": ("train_hyper", "train a small HyperInverter: changes of the generator beside the encoder's codes"),
+    "train hyper": (
+        "train_hyper",
+        "train a small HyperInverter: changes of the generator beside the encoder's codes",
+    ),
     "train dual": ("train_dual", "train a DualStyleGAN on a folder of portraits, all its stages"),
     "synth": ("synth", "render data sets of synthetic portraits or cartoon faces"),
     "convert": ("convert", "turn a checkpoint into another format"),

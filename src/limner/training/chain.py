@@ -128,7 +128,9 @@ class Chain:
             ZooError: another chain works in the same folder.
         """
         results: dict[str, Progress] = {}
-        waiting = sorted((name for name in self.jobs if name in names), key=self._time_until_end, reverse=True)
+        waiting = sorted(
+            (name for name in self.jobs if name in names), key=self._time_until_end, reverse=True
+        )
         with self._locked():
             for name in waiting:
                 if anew or (remake and self._is_made(name)):
