@@ -251,7 +251,7 @@ def write_files(
         if alpha is not None and result.filled is not None:
             alpha = np.where(result.filled, np.uint8(255), alpha)
         pictures = [dataclasses.replace(photo, pixels=pixels, alpha=alpha) for pixels in result.pasted]
-    for path, one in zip(files, pictures, strict=False):
+    for path, one in zip(files[: len(pictures)], pictures, strict=True):  # the sheet comes last
         media.write(path, one, options=record, source_type=kind)
     if options.compare:
         sheet = compare_sheet(result, min(options.size, 512))
