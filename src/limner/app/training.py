@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from limner.app.console import Console
 from limner.errors import MissingExtraError
+from limner.options import to_mapping
 from limner.training.encoder_options import EncoderOptions
 from limner.training.hyper_options import HyperOptions
 from limner.training.options import GanOptions
@@ -33,6 +34,37 @@ def launch(
         device=device,
         precision=options.precision,
     )
+
+
+def fit(training: Any, console: Console, title: str, shown: Callable[[dict[str, Any]], list[str]]) -> bool:
+    """Train with a progress bar and the time left; return whether the end was reached.
+
+    Args:
+        training: has ``run`` (its options, images seen) and ``fit``.
+        console: shows the bar.
+        title: what is counted, such as ``train encoder (images)``.
+        shown: record of a step -> the figures that stand beside the bar.
+    """
+    run = training.run
+    left = max(0, round(run.options.kimg * 1000) - run.images)
+    start = run.images
+    with console.progress(left, title) as progress:
+
+        def show(record: dict[str, Any]) -> None:
+            note = f"{record['img_per_s']:.1f} img/s  {'  '.join(shown(record))}"
+            progress.set(min(left, run.images - start), note)
+
+        return bool(training.fit(show))
+
+
+def describe_run(command: str, run: Any, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance of what a run has trained: command, options, images seen, rounded figures."""
+    return {
+        "command": command,
+        "options": to_mapping(run.options),
+        "images": run.images,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
 
 
 def plot(journal: Journal, console: Console) -> None:

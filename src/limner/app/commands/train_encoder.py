@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import launch, plot
+from limner.app.training import describe_run, fit, launch, plot
 from limner.errors import CheckpointError, OptionError
-from limner.options import to_mapping
 from limner.training.encoder_options import EncoderOptions as Options
 
 if TYPE_CHECKING:
@@ -141,31 +140,15 @@ def _photos(folder: str) -> list[Path]:
 
 
 def _fit(training: EncoderTraining, console: Console) -> bool:
-    run = training.run
-    left = max(0, round(run.options.kimg * 1000) - run.images)
-    start = run.images
-    with console.progress(left, "train encoder (images)") as progress:
+    def shown(record: dict[str, Any]) -> list[str]:
+        named = (name for name in record if name[-1:].isdigit() or name == "identity")
+        return [f"{name} {record[name]:.3g}" for name in named]
 
-        def show(record: dict[str, Any]) -> None:
-            shown = [
-                f"{name} {value:.3g}"
-                for name, value in record.items()
-                if name[-1:].isdigit() or name == "identity"
-            ]
-            progress.set(
-                min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}"
-            )
-
-        return training.fit(show)
+    return fit(training, console, "train encoder (images)", shown)
 
 
 def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact import save_encoder
 
-    provenance = {
-        "command": "train encoder",
-        "options": to_mapping(run.options),
-        "images": run.images,
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
+    provenance = describe_run("train encoder", run, figures)
     save_encoder(run.average, path, provenance=provenance, half=False)

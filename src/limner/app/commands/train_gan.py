@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import launch, plot
-from limner.options import to_mapping
+from limner.app.training import describe_run, fit, launch, plot
 from limner.training.options import GanOptions as Options
 
 if TYPE_CHECKING:
@@ -78,32 +77,18 @@ def _parent(options: Options) -> tuple[Any, dict[str, torch.Tensor] | None]:
 
 
 def _fit(training: GanTraining, console: Console) -> bool:
-    options, gan = training.run.options, training.run
-    left = max(0, round(options.kimg * 1000) - gan.images)
-    start = gan.images
-    with console.progress(left, "train gan (images)") as progress:
+    def shown(record: dict[str, Any]) -> list[str]:
+        parts = ("loss", "moments", "pull", "augment", "rec", "cycle")
+        return [f"{name} {value:.3g}" for name, value in record.items() if name.startswith(parts)]
 
-        def show(record: dict[str, Any]) -> None:
-            losses = "  ".join(
-                f"{k} {v:.3g}"
-                for k, v in record.items()
-                if k.startswith(("loss", "moments", "augment", "rec", "cycle"))
-            )
-            progress.set(min(left, gan.images - start), f"{record['img_per_s']:.1f} img/s  {losses}")
-
-        return training.fit(show)
+    return fit(training, console, "train gan (images)", shown)
 
 
 def _export(run: GanRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints import Checkpoint, save
     from limner.nn.stylegan2 import Discriminator
 
-    provenance = {
-        "command": "train gan",
-        "options": to_mapping(run.options),
-        "images": run.images,
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
+    provenance = describe_run("train gan", run, figures)
     discriminator = run.D if isinstance(run.D, Discriminator) else None
     checkpoint = Checkpoint(
         generator=run.ema,

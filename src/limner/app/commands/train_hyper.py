@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import launch, plot
+from limner.app.training import describe_run, fit, launch, plot
 from limner.errors import CheckpointError, OptionError
-from limner.options import to_mapping
 from limner.training.hyper_options import HyperOptions as Options
 
 if TYPE_CHECKING:
@@ -68,16 +67,11 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         f"{len(hyper.encoder.core.targets)} layers change, on {runtime.device}; "
         + (f"resuming at {hyper.kimg:.2f} kimg" if hyper.step else "starting anew")
     )
-    left, start = max(0, round(options.kimg * 1000) - hyper.images), hyper.images
-    with console.progress(left, "train hyper (images)") as progress:
 
-        def show(record: dict[str, Any]) -> None:
-            note = (
-                f"{record['img_per_s']:.1f} img/s  l2 {record['l2']:.4f} (encoder {record['l2_before']:.4f})"
-            )
-            progress.set(min(left, hyper.images - start), note)
+    def shown(record: dict[str, Any]) -> list[str]:
+        return [f"l2 {record['l2']:.4f} (encoder {record['l2_before']:.4f})"]
 
-        finished = training.fit(show)
+    finished = fit(training, console, "train hyper (images)", shown)
     figures = training.validate()
     plot(training.journal, console)
     for name in ("psnr", "ssim", "perceptual", "identity"):
@@ -95,10 +89,5 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
 def _export(run: HyperRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact_hyper import save_hyper
 
-    provenance = {
-        "command": "train hyper",
-        "options": to_mapping(run.options),
-        "images": run.images,
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
+    provenance = describe_run("train hyper", run, figures)
     save_hyper(run.average, path, provenance=provenance, encoder=run.options.encoder, half=False)

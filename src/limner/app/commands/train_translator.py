@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import launch, plot
+from limner.app.training import describe_run, fit, launch, plot
 from limner.errors import CheckpointError, OptionError
-from limner.options import to_mapping
 from limner.training.translator_options import TranslatorOptions as Options
 
 if TYPE_CHECKING:
@@ -214,27 +213,14 @@ def _exam(
 
 
 def _fit(training: EncoderTraining[TranslatorRun], console: Console) -> bool:
-    run = training.run
-    left = max(0, round(run.options.kimg * 1000) - run.images)
-    start = run.images
-    with console.progress(left, "train translator (pictures)") as progress:
+    def shown(record: dict[str, Any]) -> list[str]:
+        return [f"{name} {record[name]:.3g}" for name in ("codes", "l2", "perceptual") if name in record]
 
-        def show(record: dict[str, Any]) -> None:
-            shown = [f"{name} {record[name]:.3g}" for name in ("codes", "l2", "perceptual") if name in record]
-            progress.set(
-                min(left, run.images - start), f"{record['img_per_s']:.1f} img/s  {'  '.join(shown)}"
-            )
-
-        return training.fit(show)
+    return fit(training, console, "train translator (pictures)", shown)
 
 
 def _export(run: TranslatorRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.translator import save_translator
 
-    provenance = {
-        "command": "train translator",
-        "options": to_mapping(run.options),
-        "images": run.images,
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
+    provenance = describe_run("train translator", run, figures)
     save_translator(run.average, path, provenance=provenance, packed=False)
