@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -20,7 +21,7 @@ from limner.errors import (
     OptionError,
 )
 from limner.nn.layers import upsample2
-from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
+from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly, cut_windows
 from limner.nn.stylegan2 import Generator
 from limner.training import games
 from limner.training import run as surroundings
@@ -79,8 +80,11 @@ STYLEGAN2 |= {"d_reg_interval": 2, "g_reg_interval": 2}
 
 EMBEDDING = {"reconstruct": 0.5, "embed_kimg": 0.004, "batch_per_device": 4}
 PULL = {"frechet_weight": 50.0, "batch_per_device": 4}
+WINDOWS = {"resolution": 32, "crop": 16, "frechet_weight": 50.0}
 KINDS = pytest.mark.parametrize(
-    "kind", [{}, PULL, STYLEGAN2, EMBEDDING], ids=["projected", "frechet", "stylegan2", "embedding"]
+    "kind",
+    [{}, PULL, STYLEGAN2, EMBEDDING, WINDOWS],
+    ids=["projected", "frechet", "stylegan2", "embedding", "windows"],
 )
 
 
@@ -138,9 +142,61 @@ def test_the_cache_is_used_and_follows_the_selection(folder):
 
 def test_select_keeps_numbers_in_range(folder):
     assert [int(name[:6]) for name in list_pictures(folder, "3-5")] == [3, 4, 5]
-    for wrong in ("5", "a-b", "20-30"):
-        with pytest.raises(OptionError):
+    assert [int(name[:6]) for name in list_pictures(folder, "8-9,0-1, 11-20")] == [0, 1, 8, 9, 11]
+    for wrong in ("5", "a-b", "5-3", "0-3,", "0-3;5-6"):
+        with pytest.raises(OptionError, match="expected FIRST-LAST"):
             list_pictures(folder, wrong)
+    with pytest.raises(OptionError, match="none of its 12 pictures, numbered 0 to 11, is selected by 20-30"):
+        list_pictures(folder, "20-30")
+
+
+def test_several_places_are_one_set(folder, tmp_path):
+    """A folder and a zip with equal names: their pictures stay apart, also in the cache."""
+    other = tmp_path / "others.zip"
+    with zipfile.ZipFile(other, "w") as file:
+        for number in (0, 1, 40):
+            file.write(folder / f"{number + 2 if number < 2 else 9:06d}.png", f"{number:06d}.png")
+    alone = PictureSet(folder, 16).pixels
+    for _ in range(2):  # the second time from the cache
+        both = PictureSet([folder, other], 16, select="0-1,40-41")
+        assert torch.equal(both.pixels, alone[[0, 1, 2, 3, 9]])
+    assert both.counts == {str(folder): 2, str(other): 3}
+    assert both.names[1] == str(folder / "000001.png")
+    assert both.names[3] == str(other / "000001.png")
+    assert both.pixels.is_contiguous()
+    with pytest.raises(OptionError, match=r"others.zip: none of its 3 pictures, numbered 0 to 40"):
+        PictureSet([folder, other], 16, select="5-6")
+    held_out = PictureSet([folder, other], 16, select="5-6", every=False)
+    assert held_out.counts == {str(folder): 2}
+    with pytest.raises(OptionError, match="no picture is selected by 70-80"):
+        PictureSet([folder, other], 16, select="70-80", every=False)
+
+
+def test_places_that_cannot_be_are_named(folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for places, message in (
+        ([folder, tmp_path / "nowhere"], "images .*nowhere: there is no such place; expected a folder or a zip"),
+        ([folder, tmp_path / "bare"], "images .*bare: no pictures"),
+        ([folder, folder.parent / "." / "pictures"], "images names .*pictures twice"),
+        ([], "images must be given"),
+        ("", "images must be given"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            PictureSet(places, 8, what="images")
+
+
+def test_pictures_are_held_once(folder):
+    """Reading needs the array and little more, from files and from the cache."""
+    for number in range(12, 400):
+        os.link(folder / "000000.png", folder / f"{number:06d}.png")
+    for _ in range(2):
+        tracemalloc.start()
+        pictures = PictureSet([folder], 32)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        size = pictures.pixels.numel()
+        assert size == 400 * 3 * 32 * 32
+        assert peak < 1.5 * size
 
 
 def test_data_errors_say_what_is_wrong(tmp_path, folder):
@@ -405,6 +461,42 @@ def test_light_augmentation_is_the_identity_at_zero_and_differentiable():
     assert not torch.equal(changed, image)
     changed.sum().backward()
     assert image.grad.abs().sum() > 0
+
+
+def test_windows_are_parts_of_their_images_and_the_same_from_the_same_state():
+    image = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
+    rng = torch.Generator().manual_seed(0)
+    state, seen = rng.get_state(), set()
+    for _ in range(60):
+        for number, window in enumerate(cut_windows(image, 5, rng)):
+            top, left = divmod(int(window[0, 0, 0]) - number * 192, 8)
+            assert window.equal(image[number, :, top : top + 5, left : left + 5])
+            seen.add((top, left))
+    assert seen == {(top, left) for top in range(4) for left in range(4)}
+    rng.set_state(state)
+    first = cut_windows(image, 5, rng)
+    rng.set_state(state)
+    assert first.equal(cut_windows(image, 5, rng))
+
+
+def test_the_heads_see_windows_at_full_resolution(folder, trunk):
+    run = training(options(folder, **WINDOWS), trunk)
+    assert run.run.D.resolution == 16
+    random = StepRandom(0, 1, 0, CPU)
+    assert run.game.augment(run.game.draw_pictures(3, random), random).shape == (3, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"crop": 32}, "at most the resolution"),
+        (STYLEGAN2 | {"crop": 8}, "projected"),
+        (EMBEDDING | {"crop": 8}, "crop"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(folder, trunk, wrong, words):
+    with pytest.raises(OptionError, match=words):
+        training(options(folder, **wrong), trunk)
 
 
 # What surrounds the loop

@@ -243,3 +243,17 @@ def augment_lightly(image: Tensor, p: float, rng: torch.Generator) -> Tensor:
     columns = torch.linspace(0, 1, width).to(image).view(1, 1, 1, width)
     hole = ((rows - draw(1, 1, 1)).abs() < 0.2) & ((columns - draw(1, 1, 1)).abs() < 0.2)
     return image * (1 - hole.to(image.dtype) * chosen())
+
+
+def cut_windows(image: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Cut one random window out of every image at full resolution.
+
+    Args:
+        image: (B, 3, H, W), no smaller than the windows.
+        side: of the windows in px.
+        rng: CPU generator; from the same state, the same windows.
+    """
+    rows = torch.randint(image.shape[2] - side + 1, (len(image),), generator=rng).tolist()
+    columns = torch.randint(image.shape[3] - side + 1, (len(image),), generator=rng).tolist()
+    places = zip(image, rows, columns, strict=True)
+    return torch.stack([x[:, top : top + side, left : left + side] for x, top, left in places])

@@ -27,7 +27,7 @@ from limner.losses import (
     r1_penalty,
 )
 from limner.nn.augment import AdaController, AdaPipe
-from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly
+from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly, cut_windows
 from limner.nn.stylegan2 import Generator
 from limner.nn.transport import FrechetPull, summaries
 from limner.training.data import PictureSet
@@ -207,6 +207,8 @@ class ProjectedGame(Game):
         self.D = run.D
         random = StepRandom(run.options.seed, 0, 0, run.runtime.device)
         probe = run.pictures.draw(64, random.cpu, mirror=False, device=run.runtime.device)
+        if run.options.crop:
+            probe = cut_windows(probe, run.options.crop, random.cpu)
         self.D.calibrate(probe)
         with torch.no_grad():
             shapes = [tuple(x.shape[1:]) for x in MomentMatcher.reduce(self.D.features(probe[:1]))]
@@ -230,8 +232,10 @@ class ProjectedGame(Game):
             self.pull.load_state_dict(state["pull"])
 
     def augment(self, image: Tensor, random: StepRandom) -> Tensor:
-        """Change images lightly, as the options say."""
+        """Cut windows out of images and change them lightly, as the options say."""
         options = self.run.options
+        if options.crop:
+            image = cut_windows(image, options.crop, random.cpu)
         return augment_lightly(image, options.augment_p if options.augment != "none" else 0.0, random.cpu)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limner import media
-from limner.errors import CheckpointError, KeyMismatchError
+from limner.errors import CheckpointError, KeyMismatchError, OptionError
 from limner.nn.projected import ProjectedDiscriminator
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.options import to_mapping
@@ -94,7 +94,16 @@ def build_run(
         trunk: frozen feature trunk, needed by the projected discriminator.
         parent: generator to start from or to grow.
         parent_discriminator: state whose fitting tensors the discriminator starts from.
+
+    Raises:
+        OptionError: options that contradict each other.
     """
+    if options.crop and (options.discriminator != "projected" or options.reconstruct):
+        raise OptionError("crop goes with the projected discriminator and without reconstruct; set it to 0")
+    if options.crop > options.resolution:
+        raise OptionError(
+            f"crop is {options.crop} px, expected at most the resolution, {options.resolution} px"
+        )
     torch.manual_seed(options.seed)
     G = build_generator(options)
     new = start_from(G, parent) if parent else frozenset()
@@ -105,7 +114,7 @@ def build_run(
             )
         D: nn.Module = ProjectedDiscriminator(
             trunk=trunk,
-            resolution=options.resolution,
+            resolution=options.crop or options.resolution,
             feature_resolution=options.feature_resolution,
             seed=options.seed,
         )

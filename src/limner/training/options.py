@@ -75,6 +75,9 @@ class GanOptions(Options):
     """Thousands of generated images from which the embedder learns alone at first."""
     feature_resolution: int = knob(128, lo=32, hi=512)
     """projected: size in px at which the frozen trunk looks at images."""
+    crop: int = knob(0, lo=0, hi=1024)
+    """projected: judge random windows of so many px instead of whole images, as many values as feature_resolution
+    then takes; with grow_kimg, new layers learn at a fraction of the cost. 0 for whole images."""
     r1_gamma: float = knob(1.0, lo=0, hi=1000)
     """stylegan2: weight of the R1 penalty; 0.0002 resolution^2 / batch_size is a fair start."""
     d_reg_interval: int = knob(16, lo=1, hi=1000)
