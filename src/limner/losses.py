@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.errors import ShapeError
+from limner.nn.layers import at_least_float
+from limner.nn.precision import full_precision
 
 LITE0_WEIGHTS = (0.134, 0.167, 0.139, 0.156, 0.210)
 """Weights of Lite0's five maps in `perceptual_distance`.
@@ -34,6 +36,7 @@ Embedder = Callable[[Tensor], Tensor]
 # Adversarial losses
 
 
+@full_precision
 def logistic_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Return the discriminator's logistic loss.
 
@@ -42,6 +45,7 @@ def logistic_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
+@full_precision
 def logistic_g_loss(fake_logits: Tensor) -> Tensor:
     """Return the generator's non-saturating logistic loss.
 
@@ -50,6 +54,7 @@ def logistic_g_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
+@full_precision
 def hinge_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Return the discriminator's hinge loss.
 
@@ -58,6 +63,7 @@ def hinge_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
 
+@full_precision
 def hinge_g_loss(fake_logits: Tensor) -> Tensor:
     """Return the generator's loss that belongs to `hinge_d_loss`."""
     return -fake_logits.mean()
@@ -111,6 +117,7 @@ def path_length_penalty(
     return (lengths - new_mean).square().mean(), new_mean
 
 
+@full_precision
 def noise_regularizer(noise: Sequence[Tensor]) -> Tensor:
     """Penalise noise maps whose neighbours correlate, at every size from their own down to 8 px.
 
@@ -200,6 +207,7 @@ def ssim(a: Tensor, b: Tensor, *, window: int = 11, sigma: float = 1.5) -> Tenso
     return value.view(a.shape[0], -1).mean(1)
 
 
+@full_precision
 def maps_distance(
     maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], *, weights: Sequence[float] | None = None
 ) -> Tensor:
@@ -227,6 +235,7 @@ def maps_distance(
     return total
 
 
+@full_precision
 def maps_vectors(maps: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
     """Return vectors (B, K) whose squared distances are `maps_distance`, to compare many images with many.
 
@@ -245,6 +254,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (squares - 2 * a @ b.T).clamp_min(0)
 
 
+@full_precision
 def maps_squares(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
     """Return the sum over maps of their mean squared difference, (B,).
 
@@ -301,9 +311,10 @@ def identity_distance(embedder: Embedder, a: Tensor, b: Tensor) -> Tensor:
         raise ShapeError(
             f"images have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected two (B, 3, H, H), B being equal"
         )
-    return (embedder(a) - embedder(b)).square().sum(1)
+    return (at_least_float(embedder(a)) - at_least_float(embedder(b))).square().sum(1)
 
 
+@full_precision
 def gram_matrix(features: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, C): mean product of every two channels."""
     flat = features.flatten(2)
@@ -338,6 +349,7 @@ def gram_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
 # Distances of sets of features
 
 
+@full_precision
 def contextual_distance(
     maps_a: Sequence[Tensor],
     maps_b: Sequence[Tensor],
@@ -432,6 +444,7 @@ class _BestAffinity(torch.autograd.Function):
         return grad_rows, grad_columns, None, None
 
 
+@full_precision
 def channel_mean_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
     """Return the mean over maps of the mean squared difference of the channels' means, (B,).
 
@@ -453,6 +466,7 @@ def channel_mean_distance(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) ->
     return torch.stack(parts).mean(0)
 
 
+@full_precision
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the energy distance of two samples: 0 if and, for ever more of them, only if they are distributed alike.
 

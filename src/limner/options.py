@@ -25,6 +25,7 @@ from limner.errors import MissingExtraError, OptionError
 
 T = TypeVar("T", bound="Options")
 MAX_RANGE = 1_000_000
+PRECISIONS = ("fp32", "bf16", "auto")
 
 
 def knob(
@@ -36,6 +37,7 @@ def knob(
     choices: tuple[str, ...] | None = None,
     factory: Any = dataclasses.MISSING,
     positional: bool = False,
+    text: str = "",
 ) -> Any:
     """Declare one option.
 
@@ -46,11 +48,19 @@ def knob(
         choices: the only strings allowed.
         factory: makes the default of a mutable option.
         positional: on the command line it stands without a flag, as required options do.
+        text: help, for fields that several classes share; others have it in the string below them.
     """
-    metadata = {"lo": lo, "hi": hi, "step": step, "choices": choices, "positional": positional}
+    metadata = {"lo": lo, "hi": hi, "step": step, "choices": choices, "positional": positional, "text": text}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def precision_knob(default: str = "fp32") -> Any:
+    """Declare the option ``precision``, which everything that runs networks for long has."""
+    text = """Arithmetic of the heavy layers: fp32; bf16, faster where the device has units for it (GPUs since Ampere,
+    CPUs with AVX512_BF16 or AMX) and slower elsewhere; auto, bf16 where it is faster."""
+    return knob(default, choices=PRECISIONS, text=" ".join(text.split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +106,8 @@ def help_texts(cls: type) -> dict[str, str]:
                 and isinstance(after.value, ast.Constant)
             ):
                 texts[line.target.id] = " ".join(str(after.value.value).split())
-    return texts
+    shared = {field.name: field.metadata.get("text") for field in dataclasses.fields(cls)}
+    return texts | {name: text for name, text in shared.items() if text}
 
 
 @functools.cache

@@ -25,9 +25,10 @@ def launch(
 ) -> int:
     """Pick the device, call ``train`` in every process that ``options`` asks for, and return rank 0's result."""
     from limner.app.device import pick_device
-    from limner.training.run import Runtime
+    from limner.training.run import Runtime, settle
 
     device = pick_device(console.settings, deterministic=False)
+    options = settle(options, device)
     return Runtime.launch(
         lambda runtime: train(options, console, runtime),
         processes=options.processes,

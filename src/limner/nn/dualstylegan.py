@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from limner.errors import ShapeError
 from limner.nn.layers import EqualConv2d, EqualLinear
 from limner.nn.low_rank import LowRankConv2d, LowRankLinear
+from limner.nn.precision import full_precision
 from limner.nn.stylegan2 import EditFeatures, Generator, MappingNetwork, Noise
 
 Weights = float | Sequence[float] | Tensor
@@ -262,6 +263,7 @@ class DualGenerator(nn.Module):
         last = fuse_row if fuse_row > 0 else -1
         return values * (torch.arange(self.num_rows, device=values.device) <= last)
 
+    @full_precision
     def stylize_codes(self, intrinsic: Tensor, extrinsic: Tensor, weights: Tensor) -> Tensor:
         """Blend the colour rows of both codes; structure rows stay intrinsic.
 

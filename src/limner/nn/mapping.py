@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from limner.errors import ShapeError
 from limner.nn.layers import EqualLinear
+from limner.nn.precision import full_precision
 
 
 class MappingNetwork(nn.Module):
@@ -44,6 +45,7 @@ class MappingNetwork(nn.Module):
             for a, b in itertools.pairwise(widths)
         )
 
+    @full_precision
     def forward(self, z: Tensor | None, labels: Tensor | None = None) -> Tensor:
         """(B, z_dim) and one-hot labels (B, label_dim) -> w (B, w_dim)."""
         parts = []

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from limner.nn.precision import full_precision
+
 
 class FeatureProjection(nn.Module):
     """Fixed random mixing of a trunk's maps across channels, then from coarse to fine across scales."""
@@ -210,6 +212,7 @@ class MomentMatcher(nn.Module):
         return total
 
 
+@full_precision
 def augment_lightly(image: Tensor, p: float, rng: torch.Generator) -> Tensor:
     """Change brightness, saturation, contrast, shift and cut a hole, each for every image with probability ``p``.
 

@@ -65,6 +65,7 @@ class Adversary:
         for parameter, grad in zip(self.parameters, grads, strict=True):
             parameter.grad = grad
         self.optimiser.step()
+        torch.clear_autocast_cache()  # of the weights as they were: the same context judges once more
         self.optimiser.zero_grad(set_to_none=True)
 
 

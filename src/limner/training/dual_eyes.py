@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from limner import losses
 from limner.nn.features import Vgg19
+from limner.nn.precision import full_precision
 
 LEAST_PX, MOST_PX = 128, 256
 VGG19_TAPS = (1, 6, 11)
@@ -67,6 +68,7 @@ class Eyes:
                 kept = self._target = target, target._version, self.look(target)
         return self.compare(self.look(image), kept[2], image, target, weights)
 
+    @full_precision
     def compare(
         self,
         maps: Sequence[Tensor],
@@ -91,6 +93,7 @@ class Eyes:
         pairs = [(maps[i], wanted[i]) for i in chosen]
         return losses.contextual_distance([a for a, _ in pairs], [b for _, b in pairs], bandwidth=BANDWIDTH)
 
+    @full_precision
     def matching(self, maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """Return the distance of mean features; those of another trunk than VGG19 are divided by the exemplar's size."""
         if self.published:

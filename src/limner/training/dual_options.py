@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 
 from limner.errors import OptionError
-from limner.options import Options, knob, to_mapping
+from limner.options import Options, knob, precision_knob, to_mapping
 
 STAGES = ("tune", "destylize", "structure", "style", "refine", "sampler")
 TITLES = {
@@ -69,8 +69,7 @@ class DualTrainOptions(Options):
     """Factor of all lengths: images of the stages, steps of the searches."""
     seed: int = knob(0, lo=0)
     """Seed of everything random."""
-    precision: str = knob("fp32", choices=("fp32", "bf16"))
-    """Arithmetic of the heavy layers; bf16 pays on a GPU."""
+    precision: str = precision_knob()
 
     discriminator: str = knob("projected", choices=("projected", "stylegan2"))
     """projected: small heads on frozen EfficientNet-Lite0 features, fit for a CPU; stylegan2: as published."""

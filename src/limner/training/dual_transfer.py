@@ -19,6 +19,7 @@ from torch import Tensor
 from limner import media
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.low_rank import LowRankConv2d, LowRankLinear
+from limner.nn.precision import full_precision
 from limner.training.data import PictureSet
 from limner.training.dual_adversary import Adversary
 from limner.training.dual_eyes import PUBLISHED_STYLE
@@ -292,6 +293,7 @@ class StyleStage(TransferStage):
         return media.make_sheet(rows, ["exemplar", "again", *["face"] * len(faces)])
 
 
+@full_precision
 def residual_size(dual: DualGenerator) -> Tensor:
     """Return the sum of the norms of the residual blocks' parameters; a weight of low rank counts as the product."""
     sizes = [block.size() for block in dual.structure.modules() if isinstance(block, LOW_RANK)]

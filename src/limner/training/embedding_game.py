@@ -23,6 +23,7 @@ from torch import Tensor
 from limner.errors import OptionError
 from limner.losses import energy_distance
 from limner.nn.embedding import PictureEmbedder
+from limner.nn.layers import at_least_float
 from limner.training.games import Batch, GanRun, ProjectedGame, draw_w_plus
 from limner.training.run import StepRandom
 
@@ -108,7 +109,7 @@ class EmbeddingGame(ProjectedGame):
 
     def embed(self, image: Tensor) -> Tensor:
         """image (B, 3, R, R) -> w (B, w_dim)."""
-        return self.embedder(image, self.trunk_maps(image))
+        return at_least_float(self.embedder(image, self.trunk_maps(image)))
 
     def make_batch(self, size: int, random: StepRandom, *, gradients: bool) -> Batch:
         """Draw pictures; the first part of the generated images is meant to show the first of them."""

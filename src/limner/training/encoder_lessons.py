@@ -21,6 +21,7 @@ from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, maps_dista
 from limner.nn.compact import CompactBody, CompactCore, CompactEncoder, resize
 from limner.nn.embedding import LatentCritic
 from limner.nn.features import Lite0
+from limner.nn.layers import at_least_float
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.encoder_options import EncoderOptions
@@ -257,8 +258,11 @@ def picture_losses(
     }
     if options.identity and embedder is not None:
         with torch.no_grad():
-            known = embedder(target)
-        losses["identity"] = (options.identity, (embedder(image) - known).square().sum(1).mean())
+            known = at_least_float(embedder(target))
+        losses["identity"] = (
+            options.identity,
+            (at_least_float(embedder(image)) - known).square().sum(1).mean(),
+        )
     return losses
 
 
@@ -350,7 +354,8 @@ class EncoderLessons:
             with run.runtime.autocast():
                 w_plus = encoder.core(target_views, views, w_plus.detach(), free_rows=run.free_rows())
                 w_plus = w_plus.float()
-                losses = self.code_losses(batch, w_plus)
+            losses = self.code_losses(batch, w_plus)
+            with run.runtime.autocast():
                 views = []
                 if batch.shown:
                     image = run.generator.synthesis(w_plus[: batch.shown])

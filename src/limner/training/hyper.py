@@ -25,6 +25,7 @@ from limner.losses import Embedder, maps_distance
 from limner.nn.compact import CompactEncoder, resize
 from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.hyperinverter import paint, target_layers
+from limner.nn.layers import at_least_float
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.encoder_lessons import ADAM_BETA1, jitter_colours, scheduled_rate
@@ -187,8 +188,8 @@ class HyperLessons:
             losses["perceptual"] = (options.perceptual, maps_distance(seen, maps).mean())
         if options.identity and run.embedder is not None:
             with torch.no_grad():
-                known = run.embedder(image)
-            far = (run.embedder(painted) - known).square().sum(1).mean()
+                known = at_least_float(run.embedder(image))
+            far = (at_least_float(run.embedder(painted)) - known).square().sum(1).mean()
             losses["identity"] = (options.identity, far)
         return losses
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limner.options import Options, knob
+from limner.options import Options, knob, precision_knob
 
 CHANNEL_TABLES: dict[str, dict[int, int]] = {
     "slim": {4: 256, 8: 256, 16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 16, 1024: 8},
@@ -109,8 +109,7 @@ class GanOptions(Options):
     """Start from bare weights gently: the discriminator alone at first, then the generator's learning rate rises."""
     only_discriminator: bool = knob(False)
     """Keep the generator as it is and train only the discriminator, for a model that lacks one."""
-    precision: str = knob("fp32", choices=("fp32", "bf16"))
-    """Arithmetic of the heavy layers; bf16 pays on a GPU."""
+    precision: str = precision_knob()
     processes: int = knob(1, lo=1, hi=64)
     """Processes, one GPU each or CPU cores; more than one needs the extra train (Lightning Fabric)."""
     seed: int = knob(0, lo=0)

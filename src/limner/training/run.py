@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from limner.errors import CheckpointError, DivergedError, MissingExtraError
 from limner.files import replacing
+from limner.nn.precision import autocast, choose_precision
+from limner.options import Options
+
+T = TypeVar("T", bound=Options)
 
 
 class Runtime:
@@ -24,7 +29,7 @@ class Runtime:
 
     Args:
         device: of this process.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16``, or ``auto``: what is faster on the device.
         fabric: set in processes that Fabric started; its device counts then.
     """
 
@@ -33,7 +38,7 @@ class Runtime:
         self.device: torch.device = fabric.device if fabric else device
         self.rank: int = fabric.global_rank if fabric else 0
         self.world: int = fabric.world_size if fabric else 1
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        self.precision = choose_precision(precision, self.device)
 
     @classmethod
     def launch(
@@ -62,9 +67,10 @@ class Runtime:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which networks run."""
-        if self._dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._dtype)
+        return autocast(self.precision, self.device)
+
+    def __str__(self) -> str:
+        return f"{self.device} in {self.precision}"
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over all processes."""
@@ -93,6 +99,12 @@ class Runtime:
         """Wait for all processes."""
         if self.world > 1:
             self._fabric.barrier()
+
+
+def settle(options: T, device: torch.device) -> T:
+    """Return options with ``precision`` as it will be on the device, so that what a run leaves says what it used."""
+    precision = choose_precision(getattr(options, "precision"), device)  # noqa: B009
+    return dataclasses.replace(options, precision=precision)  # pyright: ignore[reportCallIssue]
 
 
 class StepRandom:

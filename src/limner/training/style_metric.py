@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limner.nn.precision import full_precision
 from limner.nn.stylegan2 import Generator
 
 
@@ -46,6 +47,7 @@ class StyleMetric:
         total = torch.stack([share.sum() for share in shares]).sum()
         self.weights = [share / (var + 1e-8) / total for share, var in zip(shares, variance, strict=True)]
 
+    @full_precision
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Codes a and b (B, L, w_dim) -> distances (B,)."""
         styles = self.generator.synthesis.styles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limner.options import Options, knob
+from limner.options import Options, knob, precision_knob
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class TranslatorOptions(Options):
     """Weight of the perceptual distance on the trunk."""
     identity: float = knob(0.5, lo=0, hi=1000)
     """Weight of the squared distance of the identity embeddings; 0 saves time."""
-    precision: str = knob("fp32", choices=("fp32", "bf16"))
-    """Arithmetic of the heavy layers; bf16 pays on a GPU."""
+    precision: str = precision_knob()
     processes: int = knob(1, lo=1, hi=64)
     """Processes, one GPU each or CPU cores; more than one needs the extra train (Lightning Fabric)."""
     seed: int = knob(0, lo=0)

@@ -23,17 +23,19 @@ def run(options: Options, console: Console) -> int:
     """Train until the last stage is over, or until ``seconds`` or an interrupt; the state is saved in each case."""
     from limner.app.device import pick_device
     from limner.training.dual import DualTraining
-    from limner.training.run import Runtime
+    from limner.training.run import Runtime, settle
 
     if not options.images:
         raise OptionError("limner train dual: name a folder of portraits: --images DIR")
-    runtime = Runtime(pick_device(console.settings, deterministic=False), options.precision)
+    device = pick_device(console.settings, deterministic=False)
+    options = settle(options, device)
+    runtime = Runtime(device, options.precision)
     networks = load_networks(options, runtime)
     training = DualTraining(options, runtime, networks)
     base = networks.base
     console.print(
         f"{len(training.setting.pictures)} pictures, {len(training.setting.chosen)} with codes, base "
-        f"{networks.base_name} at {base.resolution} px, on {runtime.device}; {networks.eyes}; codes by "
+        f"{networks.base_name} at {base.resolution} px, on {runtime}; {networks.eyes}; codes by "
         + ("a search" if networks.encoder is None else "the compact encoder and a search")
     )
     watch = _Watch(console)

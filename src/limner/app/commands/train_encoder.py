@@ -83,7 +83,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     found = 0 if encoder.pictures is None else len(encoder.pictures)
     console.print(
         f"{found} pictures, generator {base['name']} at {generator.resolution} px, {weights:,} weights on a frozen "
-        f"trunk, on {runtime.device}; "
+        f"trunk, on {runtime}; "
         + (f"resuming at {encoder.kimg:.1f} kimg" if encoder.step else "starting anew")
     )
     finished = _fit(training, console)

@@ -50,7 +50,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         return 0
     console.print(
         f"{len(gan.pictures)} pictures at {options.resolution} px, {sum(p.numel() for p in gan.G.parameters()):,} "
-        f"weights, {options.discriminator} discriminator, on {runtime.device}; "
+        f"weights, {options.discriminator} discriminator, on {runtime}; "
         + (f"resuming at {gan.kimg:.1f} kimg" if gan.step else "starting anew")
     )
     finished = _fit(training, console)

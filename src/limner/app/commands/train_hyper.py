@@ -64,7 +64,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     weights = sum(p.numel() for p in hyper.encoder.core.parameters())
     console.print(
         f"{len(hyper.pictures)} pictures, generator {models.base} at {models.generator.resolution} px, {weights:,} weights, "
-        f"{len(hyper.encoder.core.targets)} layers change, on {runtime.device}; "
+        f"{len(hyper.encoder.core.targets)} layers change, on {runtime}; "
         + (f"resuming at {hyper.kimg:.2f} kimg" if hyper.step else "starting anew")
     )
 

@@ -85,7 +85,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     console.print(
         f"{', '.join(tasks)}; {0 if lesson.photos is None else len(lesson.photos)} photos, "
         f"{0 if lesson.scenes is None else len(lesson.scenes)} scenes, generator {base['name']}, {weights:,} weights on "
-        f"a frozen trunk, on {runtime.device}; "
+        f"a frozen trunk, on {runtime}; "
         + (f"resuming at {translator.kimg:.1f} kimg" if translator.step else "starting anew")
     )
     finished = _fit(training, console)
