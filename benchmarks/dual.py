@@ -131,7 +131,7 @@ def build(arguments: argparse.Namespace, folder: Path) -> StyleStage:
     start_extrinsic(dual, seed=0)
     dual.generator = base
     options = DualTrainOptions(
-        images=str(folder),
+        images=(str(folder),),
         batch_size=arguments.batch,
         discriminator="stylegan2",
         augment_p=0.0,

@@ -81,7 +81,7 @@ class CutEncoder:
 def load(arguments: argparse.Namespace) -> DualTraining:
     """Return the training on cut networks."""
     options = DualTrainOptions(
-        images=str(arguments.portraits),
+        images=(str(arguments.portraits),),
         select=arguments.select,
         pictures=arguments.pictures,
         out=str(arguments.out / "unused"),

@@ -150,12 +150,14 @@ def test_words_give_the_same_options_on_the_command_line():
     from limner.training.options import GanOptions
 
     assert to_words(GanOptions()) == []
-    options = GanOptions(data="a b", mirror=False, only_discriminator=True, kimg=2.5)
+    options = GanOptions(data=("a b", "c"), mirror=False, only_discriminator=True, kimg=2.5)
     words = to_words(options)
-    assert words == ["--data", "a b", "--kimg", "2.5", "--no-mirror", "--only-discriminator"]
+    assert words == ["--data", "a b,c", "--kimg", "2.5", "--no-mirror", "--only-discriminator"]
     assert cli.parse_options("train gan", GanOptions, words) == options
     assert to_words(options, leave_out=("data", "kimg")) == words[4:]
     assert to_words(SampleOptions(rows=(1, 2))) == ["--rows", "1,2"]
+    for words, data in ((["--data", "a", "--data", "b,c"], ("a", "b", "c")), (["--data", ""], ())):
+        assert cli.parse_options("train gan", GanOptions, words).data == data
 
 
 def test_unknown_and_missing_names():

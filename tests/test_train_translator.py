@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -286,16 +287,16 @@ def test_codes_are_the_teachers_and_are_kept(tmp_path):
 
 
 def test_labels_are_not_blended_and_folders_are_checked(pairs, tmp_path):
-    names, labels = read_labels(pairs / "labels", 32)
-    assert len(names) == COUNT
+    names = [f"{number:06d}.png" for number in range(COUNT)]
+    labels = read_labels([(pairs / "labels", names)], 32)
     assert labels.shape == (COUNT, 32, 32)
     assert set(labels.unique().tolist()) == {0, 1, 4, 5, 10}
     (tmp_path / "strange").mkdir()
     Image.fromarray(np.full((8, 8), 3, np.uint8)).save(tmp_path / "strange/000001.png")
     with pytest.raises(MediaError, match=r"000001\.png: index 3 on 100\.0 % of the pixels is no class"):
-        read_labels(tmp_path / "strange", 32)
+        read_labels([(tmp_path / "strange", ["000001.png"])], 32)
     with pytest.raises(MediaError, match="expected a label map"):
-        read_labels(pairs / "photo", 32)
+        read_labels([(pairs / "photo", names)], 32)
     with pytest.raises(OptionError, match="no .*labels"):
         Scenes(pairs / "photo", 32, {"labels": TASKS["labels"]})
     for kind, count in (("photo", 2), ("toon", 1)):
@@ -304,6 +305,69 @@ def test_labels_are_not_blended_and_folders_are_checked(pairs, tmp_path):
             Image.new("RGB", (32, 32)).save(tmp_path / kind / f"{number}.png")
     with pytest.raises(OptionError, match="same scenes"):
         Scenes(tmp_path, 32, {"toon": TASKS["toon"]})
+
+
+def copy_pairs(pairs, root, names: dict[int, int]):
+    """Copy scenes of ``pairs`` under other numbers, old -> new; return ``root``."""
+    for kind in ("photo", "frontal", "toon", "labels"):
+        (root / kind).mkdir(parents=True)
+        for old, new in names.items():
+            shutil.copyfile(pairs / kind / f"{old:06d}.png", root / kind / f"{new:06d}.png")
+    return root
+
+
+def test_scenes_come_from_several_folders(pairs, tmp_path):
+    tasks = find_tasks(("labels", "frontal", "toon"))
+    # The other folder has other people under the numbers 2 and 3, and two numbers of its own.
+    other = copy_pairs(pairs, tmp_path / "other", {4: 2, 5: 3, 6: 100, 7: 101})
+    alone, both = Scenes(pairs, 32, tasks), Scenes([pairs, other], 32, tasks, select="0-3,100-101")
+    assert both.names == ["000000", "000001", "000002", "000003", "000002", "000003", "000100", "000101"]
+    assert both.counts == {str(pairs): 4, str(other): 4}
+    for kind, found in both.pixels.items():
+        assert torch.equal(found, alone.pixels[kind])
+    with pytest.raises(OptionError, match="other: no scene is selected by 4-7"):
+        Scenes([pairs, other], 32, tasks, select="4-7")
+    held_out = Scenes([pairs, other], 32, tasks, select="4-7", every=False)
+    assert held_out.counts == {str(pairs): 4, str(other): 0}
+    assert torch.equal(held_out.pixels["toon"], alone.pixels["toon"][4:])
+    with pytest.raises(OptionError, match="no scene is selected by 500-600"):
+        Scenes([pairs, other], 32, tasks, select="500-600", every=False)
+    with pytest.raises(OptionError, match="there is no folder .*; make it with limner synth heads .*missing"):
+        Scenes([pairs, tmp_path / "missing"], 32, tasks)
+    (other / "toon" / "000100.png").rename(other / "toon" / "000102.png")
+    with pytest.raises(OptionError, match="other/toon does not hold the same scenes as .*other/frontal"):
+        Scenes([pairs, other], 32, tasks)
+
+
+def test_scenes_that_are_being_rendered_wait(pairs, tmp_path):
+    root = copy_pairs(pairs, tmp_path / "half", {0: 10, 1: 11, 2: 12})
+    (root / "toon" / "000012.png").unlink()
+    lines = ['{"seed":10}', '{"seed":11}', '{"seed":1']
+    (root / "meta.jsonl").write_text("\n".join(lines))
+    scenes = Scenes(root, 32, find_tasks(("labels", "frontal", "toon")))
+    assert scenes.names == ["000010", "000011"]
+
+
+def test_codes_of_equal_names_in_two_folders_stay_apart(pairs, tmp_path):
+    """Folders that share most pictures, numbers and count have codes of their own."""
+    tasks, generator = find_tasks(("toon",)), make_generator()
+    first = copy_pairs(pairs, tmp_path / "a", {number: number for number in range(4)})
+    second = copy_pairs(pairs, tmp_path / "b", {0: 0, 1: 1, 2: 2, 7: 3})
+    codes = [
+        find_codes(
+            Scenes(root, 32, tasks).pixels["photo"],
+            teacher=make_teacher(generator),
+            generator=generator,
+            steps=1,
+            mirror=False,
+            keep=tmp_path,
+            what="photo",
+            device=CPU,
+        )
+        for root in (first, second)
+    ]
+    assert torch.equal(codes[0][:3], codes[1][:3])
+    assert not torch.equal(codes[0][3], codes[1][3])
 
 
 def test_inputs_are_shifted_by_no_more_than_asked():
@@ -457,9 +521,21 @@ def test_command_trains_resumes_and_exports(pairs, tmp_path, capsys):
         ({"task": ("sketch",), "scenes": "0-7", "select": "0-3", "validate": "4-7"}, ""),
         ({"scenes": "0-5", "select": "0-5", "validate": "6-7"}, ""),
         ({}, ""),
+        ({"more": True, "scenes": "0-5,100-101", "select": "0-5", "validate": "6-7"}, ""),
+        ({"more": True, "scenes": "0-5", "select": "0-5", "validate": "6-7,100-101"}, ""),
+        (
+            {"more": True, "scenes": "0-3,100-101", "validate": "6-7,101-105"},
+            "share 1 scenes, such as 000101",
+        ),
+        ({"more": True, "select": "100-100", "scenes": "0-3", "validate": "100-101"}, "select 100-100 share"),
     ],
 )
 def test_scenes_of_figures_are_not_learned_from(pairs, tmp_path, changes, message):
-    options = make_options(tmp_path, pairs=str(pairs), data=str(pairs / "photo"), **changes)
+    places = [str(pairs)]
+    if "more" in changes:
+        places.append(str(copy_pairs(pairs, tmp_path / "more", {0: 100, 1: 101})))
+    photos = tuple(f"{place}/photo" for place in places)
+    chosen = {name: value for name, value in changes.items() if name != "more"}
+    options = make_options(tmp_path, pairs=tuple(places), data=photos, **chosen)
     with pytest.raises(OptionError, match=message) if message else contextlib.nullcontext():
         check_held_out(options, find_tasks(options.task))

@@ -175,7 +175,10 @@ def test_several_places_are_one_set(folder, tmp_path):
 def test_places_that_cannot_be_are_named(folder, tmp_path):
     (tmp_path / "bare").mkdir()
     for places, message in (
-        ([folder, tmp_path / "nowhere"], "images .*nowhere: there is no such place; expected a folder or a zip"),
+        (
+            [folder, tmp_path / "nowhere"],
+            "images .*nowhere: there is no such place; expected a folder or a zip",
+        ),
         ([folder, tmp_path / "bare"], "images .*bare: no pictures"),
         ([folder, folder.parent / "." / "pictures"], "images names .*pictures twice"),
         ([], "images must be given"),

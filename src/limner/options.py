@@ -137,6 +137,8 @@ def convert(name: str, value: Any, element: type, many: bool, optional: bool) ->
             if isinstance(value, (list, tuple))
             else [value]
         )
+        if element is str and list(items) == [""]:
+            items = []
         if element is int:
             items = [number for item in items for number in _expand_range(name, item)]
         return tuple(convert(name, item, element, False, False) for item in items)

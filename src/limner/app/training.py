@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,11 +58,27 @@ def fit(training: Any, console: Console, title: str, shown: Callable[[dict[str, 
         return bool(training.fit(show))
 
 
-def describe_run(command: str, run: Any, figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance of what a run has trained: command, options, images seen, rounded figures."""
+def tell_places(counts: Mapping[str, int], console: Console) -> None:
+    """Say how many pictures or scenes come from which place, where there are several."""
+    if len(counts) > 1:
+        console.print("; ".join(f"{count} from {place}" for place, count in counts.items()))
+
+
+def describe_run(
+    command: str, run: Any, figures: dict[str, Any], *, counts: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Return the provenance of what a run has trained: command, options, pictures, images seen, rounded figures.
+
+    Args:
+        command: its name.
+        run: has ``options`` and ``images``.
+        figures: measured at the end.
+        counts: place -> pictures or scenes that were learned from.
+    """
     return {
         "command": command,
         "options": to_mapping(run.options),
+        "learned_from": dict(counts or {}),
         "images": run.images,
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }

@@ -92,11 +92,11 @@ class DualTraining:
         self.options, self.runtime, self.networks = options, runtime, networks
         self.out = Path(options.out)
         base = networks.base.to(runtime.device).eval().requires_grad_(False)
-        if not options.images:
-            raise OptionError("images must be given: a folder or a zip of square, aligned portraits")
-        pictures = PictureSet(options.images, base.resolution, select=options.select)
+        pictures = PictureSet(options.images, base.resolution, select=options.select, what="images")
         if len(pictures) < 2:
-            raise OptionError(f"images {options.images}: {len(pictures)} picture, expected at least two")
+            raise OptionError(
+                f"images {', '.join(pictures.counts)}: {len(pictures)} picture, expected at least two"
+            )
         if networks.tuned is not None and networks.tuned.config() != base.config():
             raise KeyMismatchError(
                 f"tuned is no fine-tuned {networks.base_name}: its sizes are {networks.tuned.config()}, "
@@ -106,7 +106,9 @@ class DualTraining:
         self.setting = Setting(options, runtime, base, networks.eyes, pictures, chosen, networks.encoder)
         self.faces = None
         if options.source:
-            self.faces = PictureSet(options.source, base.resolution, select=options.source_select)
+            self.faces = PictureSet(
+                options.source, base.resolution, select=options.source_select, what="source"
+            )
         self.keys = self._keys()
         self.clock = Clock(limit_s=options.seconds, save_s=options.save_seconds)
 
@@ -114,12 +116,13 @@ class DualTraining:
         """Return the key of every stage: of its options and all that it starts from."""
         networks, found = self.networks, hashlib.sha256()
         found.update(deltas.digest(networks.base).encode())
-        found.update(self.setting.pictures.pixels.numpy().tobytes())
+        # Hashed in place: a copy would double the memory.
+        found.update(self.setting.pictures.pixels.view(-1).numpy())
         found.update(str(networks.eyes).encode())
         for extra in (networks.tuned, networks.encoder and networks.encoder.core):
             found.update(deltas.digest(extra).encode() if extra is not None else b"-")
         if self.faces is not None:
-            found.update(self.faces.pixels.numpy().tobytes())
+            found.update(self.faces.pixels.view(-1).numpy())
         before, keys = found.hexdigest(), {}
         for stage in STAGES:
             keys[stage] = stage_key(self.options, stage, before)
@@ -340,6 +343,7 @@ class DualTraining:
             "losses": str(self.networks.eyes),
             "encoder": "none" if self.networks.encoder is None else "compact",
             "start_seed": self.options.seed,
+            "learned_from": self.setting.pictures.counts,
             "options": to_mapping(self.options),
         }
         dual = copy.deepcopy(average).eval()

@@ -29,10 +29,10 @@ class DualTrainOptions(Options):
     are chosen for a CPU.
     """
 
-    images: str = knob("")
-    """Folder or zip of portraits of one style (square, aligned)."""
+    images: tuple[str, ...] = knob(())
+    """Folder or zip of portraits of one style (square, aligned), or several: A,B."""
     select: str = knob("")
-    """Use only files whose number lies in FIRST-LAST, such as 0-899."""
+    """Use only files whose number lies in FIRST-LAST, such as 0-899, or in one of several ranges: 0-899,2000-2999."""
     pictures: int = knob(120, lo=0, hi=100_000)
     """How many of them get a style code, evenly spread over all; 0 for all. The discriminators see all."""
     out: str = knob("runs/dual")

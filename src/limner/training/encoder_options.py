@@ -11,8 +11,8 @@ from limner.options import Options, knob, precision_knob
 class EncoderOptions(Options):
     """Train the compact encoder of a generator."""
 
-    data: str = knob("")
-    """Folder or zip of training pictures (square, aligned); empty to learn from generated faces alone."""
+    data: tuple[str, ...] = knob(())
+    """Folder or zip of training pictures (square, aligned), or several: A,B; empty to learn from generated faces alone."""
     out: str = knob("runs/encoder")
     """Folder for state, model, sheets and log; a run found there is resumed."""
     base: str = knob("heads")
@@ -20,7 +20,8 @@ class EncoderOptions(Options):
     init: str = knob("")
     """Encoder of this size to start a new run from, name or file; it may belong to another generator."""
     select: str = knob("")
-    """Use only files whose number lies in FIRST-LAST, such as 0-10999; keeps test pictures out of training."""
+    """Use only files whose number lies in FIRST-LAST, such as 0-10999, or in one of several ranges: 0-899,2000-2999; keeps
+    test pictures out of training."""
     validate: str = knob("11000-11007")
     """The pictures of data that sheets and figures are made of; empty for the first eight of the training pictures."""
     photos: str = knob("")

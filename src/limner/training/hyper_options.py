@@ -11,8 +11,8 @@ from limner.options import Options, knob, precision_knob
 class HyperOptions(Options):
     """Train the second stage of a small HyperInverter: changes of the generator beside the encoder's codes."""
 
-    data: str = knob("")
-    """Folder or zip of training pictures (square, aligned); required."""
+    data: tuple[str, ...] = knob(())
+    """Folder or zip of training pictures (square, aligned), or several: A,B; required."""
     out: str = knob("runs/hyper")
     """Folder for state, model, sheets and log; a run found there is resumed."""
     base: str = knob("heads")
@@ -20,7 +20,8 @@ class HyperOptions(Options):
     encoder: str = knob("")
     """Compact encoder that finds the codes, name or file; by default the one that belongs to the generator."""
     select: str = knob("")
-    """Use only files whose number lies in FIRST-LAST, such as 0-10999; keeps test pictures out of training."""
+    """Use only files whose number lies in FIRST-LAST, such as 0-10999, or in one of several ranges: 0-899,2000-2999; keeps
+    test pictures out of training."""
     validate: str = knob("11000-11009")
     """The pictures of data that sheets and figures are made of."""
     kimg: float = knob(20.0, lo=0, hi=100_000)

@@ -19,14 +19,15 @@ DISCRIMINATOR_TABLE = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16
 class GanOptions(Options):
     """Train a generator against a discriminator."""
 
-    data: str = knob("")
-    """Folder or zip of training pictures (square, aligned)."""
+    data: tuple[str, ...] = knob(())
+    """Folder or zip of training pictures (square, aligned), or several: A,B."""
     out: str = knob("runs/gan")
     """Folder for state, model, sheets and log; a run found there is resumed."""
     resolution: int = knob(64, lo=8, hi=1024)
     """Side of the generated image in px, 4 times a power of two."""
     select: str = knob("")
-    """Use only files whose number lies in FIRST-LAST, such as 0-10999; keeps test pictures out of training."""
+    """Use only files whose number lies in FIRST-LAST, such as 0-10999, or in one of several ranges: 0-899,2000-2999; keeps
+    test pictures out of training."""
     channels: str = knob("slim", choices=tuple(CHANNEL_TABLES))
     """Channels per resolution: slim and mid for CPUs, half as stylegan2-ada below 512 px, config-f as published."""
     w_dim: int = knob(512, lo=8, hi=1024)

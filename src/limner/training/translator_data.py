@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,16 @@ from limner.errors import MediaError, OptionError
 from limner.files import replacing
 from limner.nn.compact import CompactEncoder
 from limner.nn.stylegan2 import Generator
-from limner.training.data import PictureSet, list_pictures
+from limner.synth.dataset import META_NAME, read_records
+from limner.training.data import (
+    Parts,
+    Sources,
+    list_pictures,
+    load_parts,
+    number_of,
+    select_names,
+    split_sources,
+)
 from limner.translation import TASKS, Task
 from limner.translation.classes import OURS
 from limner.translation.labels import by_index
@@ -42,56 +51,108 @@ def find_tasks(names: tuple[str, ...]) -> dict[str, Task]:
     return {name: task for name, task in TASKS.items() if name in chosen}
 
 
-def read_labels(folder: Path, resolution: int, select: str = "") -> tuple[list[str], Tensor]:
-    """Return names and label maps of our classes, uint8 (N, R, R), of a folder of indexed PNGs; no class is blended.
+def read_labels(parts: Parts, resolution: int) -> Tensor:
+    """Return label maps of our classes, uint8 (N, R, R), of folders of indexed PNGs; no class is blended.
+
+    Args:
+        parts: folders and names.
+        resolution: side in px.
 
     Raises:
         MediaError: a map is not an indexed or grey picture, or holds what is no class.
     """
-    names, maps = list_pictures(folder, select), []
-    for name in names:
-        with Image.open(folder / name) as picture:
+    files = [folder / name for folder, names in parts for name in names]
+    found = torch.empty(len(files), resolution, resolution, dtype=torch.uint8)
+    for into, file in zip(found, files, strict=True):
+        with Image.open(file) as picture:
             if picture.mode not in ("P", "L"):
-                raise MediaError(
-                    f"{folder / name} is {picture.mode}, expected a label map: an indexed picture"
-                )
+                raise MediaError(f"{file} is {picture.mode}, expected a label map: an indexed picture")
             small = picture.resize((resolution, resolution), Image.Resampling.NEAREST)
-            labels = by_index(np.array(small, dtype=np.uint8), OURS, where=str(folder / name))
-            maps.append(torch.from_numpy(labels.astype(np.uint8)))
-    return names, torch.stack(maps)
+            labels = by_index(np.array(small, dtype=np.uint8), OURS, where=str(file))
+            into.copy_(torch.from_numpy(labels.astype(np.uint8)))
+    return found
+
+
+def list_scenes(root: Path, kinds: Sequence[str], select: str = "") -> dict[str, list[str]]:
+    """Return kind -> names of the pictures of the same scenes, in one order; only selected ones, maybe none.
+
+    Of a folder that `limner synth` fills, scenes whose line in ``meta.jsonl`` is missing are still being rendered and
+    are left out.
+
+    Args:
+        root: folder with a folder per kind of picture.
+        kinds: which of them.
+        select: see `limner.training.data.split_ranges`.
+
+    Raises:
+        OptionError: a folder is missing or empty, or the folders hold other scenes.
+    """
+    if not root.is_dir():
+        raise OptionError(
+            f"pairs: there is no folder {root}; make it with limner synth heads {root} --seeds FIRST-LAST --looks toon "
+            "--labels --frontal (and --assets FOLDER for heads as those of the bundled models), or leave it out"
+        )
+    meta = root / META_NAME
+    whole = (
+        set(read_records(meta)) if meta.is_file() else None
+    )  # before the pictures, which are written first
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        folder = root / kind
+        if not folder.is_dir():
+            raise OptionError(f"pairs must hold a folder {kind}, but there is no {folder}")
+        names = list_pictures(folder, what="pairs")
+        if whole is not None:
+            names = [name for name in names if number_of(name) in whole]
+        found[kind] = select_names(names, select)
+        if [Path(name).stem for name in found[kind]] != [Path(name).stem for name in found[kinds[0]]]:
+            raise OptionError(f"pairs: {folder} does not hold the same scenes as {root / kinds[0]}")
+    return found
 
 
 class Scenes:
     """Pictures of the same scenes: what goes in and what should come out.
 
     Args:
-        root: folder with a folder per kind of picture.
+        root: folder with a folder per kind of picture, or several.
         resolution: side in px.
         tasks: what they are wanted for.
-        select: ``FIRST-LAST``.
+        select: see `limner.training.data.split_ranges`; holds for all folders.
+        every: each folder must give scenes; else only one of them must.
+
+    Attributes:
+        names: of the scenes; equal names in two folders are different scenes.
+        counts: folder -> scenes taken from it.
+        pixels: kind -> uint8 (N, 3, R, R), label maps (N, R, R).
 
     Raises:
-        OptionError: a folder is missing, or the folders hold other scenes.
+        OptionError: see `list_scenes`; no scene of a folder is selected.
     """
 
-    def __init__(self, root: str | Path, resolution: int, tasks: dict[str, Task], *, select: str = ""):
+    def __init__(
+        self,
+        root: Sources,
+        resolution: int,
+        tasks: dict[str, Task],
+        *,
+        select: str = "",
+        every: bool = True,
+    ):
         kinds = sorted({kind for task in tasks.values() for kind in (task.source, task.truth)})
+        found = {place: list_scenes(place, kinds, select) for place in split_sources(root, what="pairs")}
+        self.counts = {str(place): len(names[kinds[0]]) for place, names in found.items()}
+        empty = [place for place, count in self.counts.items() if not count]
+        if empty and (every or len(empty) == len(found)):
+            raise OptionError(
+                f"pairs {', '.join(empty)}: no scene is selected by {select}; add a range, such as "
+                "20000-20899,700000-702999, or leave the folder out"
+            )
+        self.names = [Path(name).stem for names in found.values() for name in names[kinds[0]]]
         self.pixels: dict[str, Tensor] = {}
-        numbers: list[str] | None = None
         for kind in kinds:
-            folder = Path(root) / kind
-            if not folder.is_dir():
-                raise OptionError(f"pairs must hold a folder {kind}, but there is no {folder}")
-            if kind == "labels":
-                names, self.pixels[kind] = read_labels(folder, resolution, select)
-            else:
-                pictures = PictureSet(folder, resolution, select=select)
-                names, self.pixels[kind] = pictures.names, pictures.pixels
-            found = [Path(name).stem for name in names]
-            if numbers is not None and found != numbers:
-                raise OptionError(f"pairs: {folder} does not hold the same scenes as {Path(root) / kinds[0]}")
-            numbers = found
-        self.names = numbers or []
+            parts = [(place / kind, names[kind]) for place, names in found.items() if names[kind]]
+            read = read_labels if kind == "labels" else load_parts
+            self.pixels[kind] = read(parts, resolution)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -139,7 +200,9 @@ def find_codes(
     """
     teacher.check_base(generator)
     stamp = hashlib.sha256(f"{steps}|{mirror}|{tuple(pixels.shape)}".encode())
-    stamp.update(pixels[:: max(1, len(pixels) // 64)].contiguous().numpy().tobytes())
+    stamp.update(
+        pixels.contiguous().view(-1).numpy()
+    )  # all of them: folders may share most of their pictures
     for _, value in sorted(teacher.core.state_dict().items()):
         stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
     file = keep / f"codes-{what}{'-mirrored' * mirror}-{stamp.hexdigest()[:12]}.npy"

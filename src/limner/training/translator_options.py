@@ -13,16 +13,17 @@ class TranslatorOptions(Options):
 
     task: tuple[str, ...] = knob(("all",))
     """Tasks, all of them in one network: sketch, labels, super-resolution, inpaint, frontal, toon; or all."""
-    data: str = knob("")
-    """Folder or zip of photos (square, aligned) for the tasks whose inputs are made of photos; empty for those of pairs."""
+    data: tuple[str, ...] = knob(())
+    """Folder or zip of photos (square, aligned) for the tasks whose inputs are made of photos, or several: A,B; empty for
+    those of pairs."""
     select: str = knob("")
-    """Use only photos whose number lies in FIRST-LAST."""
-    pairs: str = knob("")
-    """Folder with photo/, labels/, frontal/ and toon/ of the same scenes (limner synth makes one)."""
+    """Use only photos whose number lies in FIRST-LAST, or in one of several ranges: 0-899,2000-2999."""
+    pairs: tuple[str, ...] = knob(())
+    """Folder with photo/, labels/, frontal/ and toon/ of the same scenes (limner synth makes one), or several: A,B."""
     scenes: str = knob("")
-    """Learn only from scenes whose number lies in FIRST-LAST."""
+    """Learn only from scenes whose number lies in FIRST-LAST, or in one of several ranges; holds for all folders."""
     validate: str = knob("")
-    """Scenes that figures and sheets are made of, FIRST-LAST; they must not be learned from."""
+    """Scenes that figures and sheets are made of, FIRST-LAST, in whichever folder; they must not be learned from."""
     figure_scenes: int = knob(16, lo=1, hi=10_000)
     """How many of them are translated for the figures during training."""
     out: str = knob("runs/translator")

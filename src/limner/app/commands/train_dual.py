@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
+from limner.app.training import tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.dual_options import STAGES, TITLES
 from limner.training.dual_options import DualTrainOptions as Options
@@ -38,6 +39,7 @@ def run(options: Options, console: Console) -> int:
         f"{networks.base_name} at {base.resolution} px, on {runtime}; {networks.eyes}; codes by "
         + ("a search" if networks.encoder is None else "the compact encoder and a search")
     )
+    tell_places(training.setting.pictures.counts, console)
     watch = _Watch(console)
     try:
         finished = training.run(on_stage=watch.begin, on_step=watch.step)

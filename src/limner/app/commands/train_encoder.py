@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot
+from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.encoder_options import EncoderOptions as Options
 
@@ -86,6 +86,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         f"trunk, on {runtime}; "
         + (f"resuming at {encoder.kimg:.1f} kimg" if encoder.step else "starting anew")
     )
+    tell_places(encoder.pictures.counts if encoder.pictures else {}, console)
     finished = _fit(training, console)
     figures = training.validate()
     plot(training.journal, console)
@@ -112,7 +113,8 @@ def _exam_pictures(options: Options, generator: Generator, runtime: Runtime) -> 
 
     images, names = [], []
     if options.data:
-        pictures = PictureSet(options.data, generator.resolution, select=options.validate or options.select)
+        chosen = options.validate or options.select
+        pictures = PictureSet(options.data, generator.resolution, select=chosen, every=not options.validate)
         images.append(pictures.pixels[:FALLBACK_PICTURES].float() / 127.5 - 1)
         names += [Path(name).stem for name in pictures.names[:FALLBACK_PICTURES]]
     else:
@@ -150,5 +152,6 @@ def _fit(training: EncoderTraining, console: Console) -> bool:
 def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact import save_encoder
 
-    provenance = describe_run("train encoder", run, figures)
+    counts = run.pictures.counts if run.pictures else {}
+    provenance = describe_run("train encoder", run, figures, counts=counts)
     save_encoder(run.average, path, provenance=provenance, half=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot
+from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.training.options import GanOptions as Options
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         f"weights, {options.discriminator} discriminator, on {runtime}; "
         + (f"resuming at {gan.kimg:.1f} kimg" if gan.step else "starting anew")
     )
+    tell_places(gan.pictures.counts, console)
     finished = _fit(training, console)
     figures = training.validate()
     plot(training.journal, console)
@@ -88,7 +89,7 @@ def _export(run: GanRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints import Checkpoint, save
     from limner.nn.stylegan2 import Discriminator
 
-    provenance = describe_run("train gan", run, figures)
+    provenance = describe_run("train gan", run, figures, counts=run.pictures.counts)
     discriminator = run.D if isinstance(run.D, Discriminator) else None
     checkpoint = Checkpoint(
         generator=run.ema,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot
+from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.hyper_options import HyperOptions as Options
 
@@ -45,7 +45,9 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     def examine(run: HyperRun, sheet: Path) -> dict[str, float]:
         if not exams:
             chosen = options.validate or options.select
-            pictures = PictureSet(options.data, models.generator.resolution, select=chosen)
+            pictures = PictureSet(
+                options.data, models.generator.resolution, select=chosen, every=not options.validate
+            )
             exams.append(
                 HyperExam(
                     (pictures.pixels[:SHOWN].float() / 127.5 - 1).to(runtime.device),
@@ -67,6 +69,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         f"{len(hyper.encoder.core.targets)} layers change, on {runtime}; "
         + (f"resuming at {hyper.kimg:.2f} kimg" if hyper.step else "starting anew")
     )
+    tell_places(hyper.pictures.counts, console)
 
     def shown(record: dict[str, Any]) -> list[str]:
         return [f"l2 {record['l2']:.4f} (encoder {record['l2_before']:.4f})"]
@@ -89,5 +92,5 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
 def _export(run: HyperRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact_hyper import save_hyper
 
-    provenance = describe_run("train hyper", run, figures)
+    provenance = describe_run("train hyper", run, figures, counts=run.pictures.counts)
     save_hyper(run.average, path, provenance=provenance, encoder=run.options.encoder, half=False)

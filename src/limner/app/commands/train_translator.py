@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot
+from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.translator_options import TranslatorOptions as Options
 
@@ -88,6 +88,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         f"a frozen trunk, on {runtime}; "
         + (f"resuming at {translator.kimg:.1f} kimg" if translator.step else "starting anew")
     )
+    tell_places({} if lesson.scenes is None else lesson.scenes.counts, console)
     finished = _fit(training, console)
     figures = training.validate()
     plot(training.journal, console)
@@ -173,18 +174,26 @@ def _find_lesson(
 
 
 def check_held_out(options: Options, tasks: Mapping[str, Task]) -> None:
-    """Raise `OptionError` where scenes that are examined are learned from too."""
-    from limner.training.data import list_pictures
+    """Raise `OptionError` where scenes that are examined are learned from too, in whichever folder."""
+    from limner.training.data import split_sources
+    from limner.training.translator_data import list_scenes
 
     if not options.validate or not options.pairs:
         return
-    photos = Path(options.pairs) / "photo"
-    learned = {"scenes": options.scenes} if any(not task.made for task in tasks.values()) else {}
-    if options.data and Path(options.data).resolve() == photos.resolve():
-        learned["select"] = options.select
-    held_out = {Path(name).stem for name in list_pictures(photos, options.validate)}
-    for what, chosen in learned.items():
-        both = sorted(held_out & {Path(name).stem for name in list_pictures(photos, chosen)})
+    roots = split_sources(options.pairs, what="pairs")
+
+    def find(select: str, roots: list[Path]) -> set[str]:
+        return {Path(name).stem for root in roots for name in list_scenes(root, ["photo"], select)["photo"]}
+
+    learned = {}
+    if any(not task.made for task in tasks.values()):
+        learned["scenes"] = (options.scenes, roots)
+    if options.data:
+        photos = {place.resolve() for place in split_sources(options.data)}
+        learned["select"] = (options.select, [root for root in roots if (root / "photo").resolve() in photos])
+    held_out = find(options.validate, roots)
+    for what, (chosen, places) in learned.items():
+        both = sorted(held_out & find(chosen, places))
         if both:
             raise OptionError(
                 f"validate {options.validate} and {what} {chosen or '(all)'} share {len(both)} scenes, such as {both[0]}; "
@@ -200,7 +209,7 @@ def _exam(
 
     if not options.pairs:
         raise OptionError("pairs must be given to validate; or leave validate empty")
-    scenes = Scenes(options.pairs, generator.resolution, tasks, select=options.validate)
+    scenes = Scenes(options.pairs, generator.resolution, tasks, select=options.validate, every=False)
     return TranslatorExam(
         generator,
         teacher.trunk,
@@ -222,5 +231,8 @@ def _fit(training: EncoderTraining[TranslatorRun], console: Console) -> bool:
 def _export(run: TranslatorRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.translator import save_translator
 
-    provenance = describe_run("train translator", run, figures)
+    scenes = run.lesson.scenes
+    provenance = describe_run(
+        "train translator", run, figures, counts={} if scenes is None else scenes.counts
+    )
     save_translator(run.average, path, provenance=provenance, packed=False)
