@@ -23,7 +23,7 @@ from limner.zoo import file_digest
 
 SUFFIXES = (".safetensors", ".limner")
 INDEX = "index.json"
-RESULT_OPTIONS = ("out",)  # options of a recipe that name what it makes, not what it is made from
+RESULT_OPTIONS = ("out", "precision")  # options of a recipe that say where and how fast, not what from
 Index = dict[str, dict[str, Any]]
 
 
