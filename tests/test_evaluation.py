@@ -30,7 +30,6 @@ from limner.evaluation.generation import (
     paint_seeds,
     set_figures,
 )
-from limner.evaluation.inversion import _check_order, evaluate_inversion, parse_method, recognised
 from limner.evaluation.report import Chart, Checks, Picture, Row, Table, markdown, page
 from limner.evaluation.scale import Contender, Scale, gram_difference, grams, read_truth
 from limner.evaluation.store import Part, stamp
@@ -253,56 +252,6 @@ def test_generation_calls_a_memoriser_one(tmp_path, generator, eyes):
     assert store.found == 1, "the held-out pictures are known; the drawn ones and the seeds are not"
     evaluate_generation(generator, eyes, options_for(heads, seed=2000), store)
     assert (store.made, store.found) == (made + 3, 5)
-
-
-# Inversion
-
-
-def test_methods_are_read():
-    assert parse_method("w+").method == "w+"
-    assert parse_method("w+:500").steps == 500
-    found = parse_method("w-pivotal:20")
-    assert (found.start, found.method, found.steps, found.name) == ("w", "pivotal", 20, "w-pivotal:20")
-    for wrong in ("w++", "nonsense-w", "w-nonsense", "w+:", "-w", ""):
-        with pytest.raises(OptionError, match="expected \\[START-\\]METHOD"):
-            parse_method(wrong)
-
-
-def test_recognised_falls_when_pairs_are_shuffled():
-    inputs = torch.randn(20, 8)
-    assert recognised(inputs + 0.01, inputs).mean() == 1
-    assert recognised(inputs.roll(1, 0), inputs).mean() == 0
-
-
-def test_order_of_methods_is_judged():
-    values = {"w": {"psnr": 20.0, "seconds": 1.0}, "w+": {"psnr": 19.0, "seconds": 2.0}}
-    ((claim, holds, figures),) = _check_order(values)
-    assert (holds, "w+ comes closer" in claim, "19.000" in figures) == (False, True, True)
-    values["w+"]["psnr"] = 22.0
-    assert _check_order(values)[0][1]
-
-
-def test_inversion_stands_between_floor_and_ceiling(tmp_path, models):
-    heads = write_heads(tmp_path / "heads", models.generator, range(6))
-    options = options_for(heads, held_out="0-5", faces=3, steps=12, methods=("w+", "w:4", "psp"))
-    store = Store(tmp_path / "parts")
-    section = evaluate_inversion(models, options, store)
-    found = section.data["renders"]
-    assert found["another portrait"]["psnr"] < found["w:4"]["psnr"] < found["w+"]["psnr"]
-    assert found["w+"]["perceptual"] < found["another portrait"]["perceptual"]
-    assert found["the portrait itself"]["perceptual"] == pytest.approx(0, abs=1e-6)
-    assert found["the portrait itself"]["recognised"] == 1
-    assert found["another portrait"]["recognised"] == 0
-    assert "encoder" in section.data["skipped"]["psp"].lower()
-    made = store.made
-    assert evaluate_inversion(models, options, store).data["renders"]["w+"] == found["w+"]
-    assert store.made == made
-    other = Models(
-        **{f: getattr(models, f) for f in ("trunk", "detector", "trunk_name")}, generator=make_generator(3)
-    )
-    other.__dict__["embedder"] = models.embedder
-    assert evaluate_inversion(other, options, store).data["renders"]["w+"] != found["w+"]
-    assert store.made == 2 * made, "another generator: everything is measured anew"
 
 
 # Stylisation

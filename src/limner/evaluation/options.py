@@ -56,8 +56,8 @@ class EvaluationOptions(Options):
     photos: tuple[Path, ...] = knob(())
     """inversion and stylization: real photos; their largest face is shown beside the renders"""
     methods: tuple[str, ...] = knob(())
-    """inversion: methods as [START-]METHOD[:STEPS], such as w+, w+:500, encoder, encoder-pivotal:100; by default every
-    method that is built in, and pivotal tuning that starts from the encoder"""
+    """inversion: methods as [START-]METHOD[:STEPS], such as w+, w+:500, encoder, encoder-pivotal:100, image2stylegan++;
+    all, the default: every method of limner invert, pivotal tuning from the encoder, and image2stylegan++"""
     steps: int = knob(100, lo=1, hi=20_000)
     """inversion: steps of a search where METHODS name none; pivotal tuning takes as many again"""
     scenes: int = knob(50, lo=2, hi=10_000)

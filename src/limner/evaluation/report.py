@@ -40,7 +40,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures; ``figures`` are columns, or rows if ``turned``; the best of ``rivals`` is marked."""
+    """Rows of figures; ``figures`` are columns, or rows if ``turned``; the best of ``rivals`` is marked.
+
+    Every line of ``note`` becomes a paragraph below the table.
+    """
 
     title: str
     figures: Sequence[str]
@@ -284,7 +287,7 @@ def _html_block(block: Any) -> str:
                 tint = f' class="{columns[number]}"' if columns and columns[number] else ""
                 lines.append(f"<td{tint}>{'<b>' if best else ''}{escape(text)}{'</b>' if best else ''}</td>")
         lines.append("</tr>")
-    note = f'<p class="note">{escape(block.note)}</p>' if block.note else ""
+    note = "".join(f'<p class="note">{escape(line)}</p>' for line in block.note.splitlines())
     return f'<h3>{escape(block.title)}</h3><div class="scroll"><table>{"".join(lines)}</tbody></table></div>{note}'
 
 
@@ -427,7 +430,7 @@ def _markdown_block(block: Any) -> list[str]:
         lines.append(
             "| " + " | ".join(f"**{text}**" if best else _plain_cell(text) for text, best in cells) + " |"
         )
-    return [*lines, "", *([block.note, ""] if block.note else [])]
+    return [*lines, "", *(text for line in block.note.splitlines() for text in (line, ""))]
 
 
 def _plain_cell(text: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limner import media
 from limner.evaluation.data import Track, crop_photo
-from limner.evaluation.inversion import Method, encoder_stamp
+from limner.evaluation.inversion_methods import Method, encoder_stamp
 from limner.evaluation.report import Picture
 from limner.evaluation.scale import Contender
 from limner.evaluation.store import Part, Store, stamp

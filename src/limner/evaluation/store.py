@@ -56,13 +56,21 @@ class Store:
         Raises:
             MediaError: the folder cannot be written.
         """
-        file = self.file(name, inputs)
-        if file is not None and (kept := _read(file)) is not None:
-            self.found += 1
+        if (kept := self.find(name, inputs)) is not None:
             return kept
-        part = make()
+        return self.keep(name, inputs, make())
+
+    def find(self, name: str, inputs: Mapping[str, Any]) -> Part | None:
+        """Return a part that was made before, None where there is none; arguments as `part`."""
+        file = self.file(name, inputs)
+        kept = None if file is None else _read(file)
+        self.found += kept is not None
+        return kept
+
+    def keep(self, name: str, inputs: Mapping[str, Any], part: Part) -> Part:
+        """Keep a part that was just made, and return it; arguments and errors as `part`."""
         self.made += 1
-        if file is not None:
+        if (file := self.file(name, inputs)) is not None:
             _write(file, part)
         return part
 
