@@ -14,7 +14,8 @@ import torch
 
 from limner.errors import OptionError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 BF16_CAPABILITY = 8
 """NVIDIA's compute capability from which on tensor cores know bfloat16."""
 CPU_UNITS = (
