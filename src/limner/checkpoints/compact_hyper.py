@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limner.checkpoints.compact import KIND, plain_words, read_about, stored_tensors
-from limner.errors import CheckpointError, KeyMismatchError
-from limner.files import replacing
+from limner.checkpoints.cores import CoreFiles, plain_words, stored_tensors
+from limner.errors import KeyMismatchError
 from limner.nn.compact import CompactEncoder
 from limner.nn.compact_hyper import CompactHyper, HyperCore
-from limner.nn.features import load_strictly, read_native
 
-ARCHITECTURE = "CompactHyper"
+FILES = CoreFiles("encoder", "CompactHyper", "core", "HyperInverter", "limner train hyper")
 
 
 def save_hyper(
@@ -36,30 +33,20 @@ def save_hyper(
     Raises:
         CheckpointError: the encoder belongs to no generator, or values are too large for half precision.
     """
-    from safetensors.torch import save_file
-
-    if not network.base.get("digest"):
-        raise CheckpointError(
-            f"{path}: a HyperInverter is only of use with its generator; give its encoder a base"
-        )
-    tensors = stored_tensors(network.core, half=half)
-    about = {
-        "version": 1,
-        "kind": KIND,
-        "architecture": ARCHITECTURE,
-        "core": network.core.config(),
-        "base": network.base,
-        "first": {"name": encoder, **network.stamp()},
-        "provenance": dict(provenance),
-        "licence": licence,
-    }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"limner": json.dumps(about, sort_keys=True)})
+    FILES.write(
+        path,
+        stored_tensors(network.core, half=half),
+        config=network.core.config(),
+        base=network.base,
+        provenance=provenance,
+        licence=licence,
+        more={"first": {"name": encoder, **network.stamp()}},
+    )
 
 
 def read_first(path: str | Path) -> dict[str, str] | None:
     """Return name and digest of the encoder that a small HyperInverter belongs to; None for any other file."""
-    about = read_about(path, ARCHITECTURE)
+    about = FILES.read_about(path)
     return None if about is None else plain_words(about.get("first"))
 
 
@@ -75,23 +62,14 @@ def load_hyper(path: str | Path, *, encoder: CompactEncoder) -> CompactHyper:
         UnknownFormatError: not such a file.
         KeyMismatchError: its tensors are not those that its header describes, or it was trained with another encoder.
     """
-    about, state = read_native(
-        path,
-        kind=KIND,
-        architecture=ARCHITECTURE,
-        what="the HyperInverter",
-        remedy="train one with limner train hyper",
-    )
+    core, about = FILES.read(path, HyperCore)
     try:
-        core = HyperCore(**about["core"])
         first = dict(about["first"])
         network = CompactHyper(encoder=encoder, core=core, refinements=int(first["refinements"]))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise KeyMismatchError(f"{path}: its header describes no HyperInverter ({error})") from None
-    load_strictly(core, {name: value.float() for name, value in state.items()}, where=str(path))
+        raise FILES.mismatch(path, error) from None
     if first.get("digest") != network.stamp()["digest"]:
         raise KeyMismatchError(
             f"{path} was trained on the codes of another encoder; train one for this encoder with limner train hyper"
         )
-    core.requires_grad_(False).eval()
     return network

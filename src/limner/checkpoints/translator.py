@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.errors import CheckpointError, KeyMismatchError
-from limner.files import replacing
-from limner.nn.features import Lite0, load_strictly, read_native
+from limner.checkpoints.cores import CoreFiles
+from limner.errors import CheckpointError
+from limner.nn.features import Lite0
 from limner.nn.translator import Translator, TranslatorCore
 
-KIND, ARCHITECTURE = "translator", "Translator"
+KIND = "translator"
+FILES = CoreFiles(KIND, "Translator", "translator", "translator", "limner train translator")
 SCALE = ".scale"
 LEAST_NUMBERS = 256
 """Smaller tensors stay in float32: biases, means and deviations."""
@@ -43,10 +43,6 @@ def save_translator(
     Raises:
         CheckpointError: the translator belongs to no generator, or has values that are not finite.
     """
-    from safetensors.torch import save_file
-
-    if not translator.base.get("digest"):
-        raise CheckpointError(f"{path}: a translator is only of use with its generator; give it a base first")
     tensors: dict[str, Tensor] = {}
     for name, value in translator.core.state_dict().items():
         value = value.detach().float().cpu().contiguous()
@@ -56,17 +52,14 @@ def save_translator(
             tensors[name], tensors[name + SCALE] = pack(value)
         else:
             tensors[name] = value.clone()
-    about = {
-        "version": 1,
-        "kind": KIND,
-        "architecture": ARCHITECTURE,
-        "translator": translator.core.config(),
-        "base": translator.base,
-        "provenance": dict(provenance),
-        "licence": licence,
-    }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"limner": json.dumps(about)})  # unsorted: the order of tasks counts
+    FILES.write(
+        path,
+        tensors,
+        config=translator.core.config(),
+        base=translator.base,
+        provenance=provenance,
+        licence=licence,
+    )
 
 
 def pack(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +81,22 @@ def unpack(value: Tensor, scale: Tensor) -> Tensor:
     return (rows * scale[:, None]).view(value.shape)
 
 
+def unpack_all(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a core's tensors from those that a file holds.
+
+    Raises:
+        KeyError: there are scales without tensors.
+    """
+    scales = {name.removesuffix(SCALE): state.pop(name) for name in list(state) if name.endswith(SCALE)}
+    values = {
+        name: unpack(value, scales.pop(name)) if name in scales else value.float()
+        for name, value in state.items()
+    }
+    if scales:
+        raise KeyError(f"scales without tensors: {', '.join(scales)}")
+    return values
+
+
 def load_translator(path: str | Path, *, trunk: Lite0) -> Translator:
     """Read a translator; float32 in memory, frozen, on the CPU.
 
@@ -100,24 +109,5 @@ def load_translator(path: str | Path, *, trunk: Lite0) -> Translator:
         UnknownFormatError: not a safetensors file of a translator.
         KeyMismatchError: its tensors are not those of the architecture it names.
     """
-    about, state = read_native(
-        path,
-        kind=KIND,
-        architecture=ARCHITECTURE,
-        what="the translator",
-        remedy="train one with limner train translator",
-    )
-    try:
-        core = TranslatorCore(**about["translator"])
-        scales = {name.removesuffix(SCALE): state.pop(name) for name in list(state) if name.endswith(SCALE)}
-        values = {
-            name: unpack(value, scales.pop(name)) if name in scales else value.float()
-            for name, value in state.items()
-        }
-        if scales:
-            raise KeyError(f"scales without tensors: {', '.join(scales)}")
-    except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-        raise KeyMismatchError(f"{path}: its header describes no translator ({error})") from None
-    load_strictly(core, values, where=str(path))
-    core.requires_grad_(False).eval()
+    core, about = FILES.read(path, TranslatorCore, unpack_all)
     return Translator(trunk=trunk, core=core, base=about.get("base"))
