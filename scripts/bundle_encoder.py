@@ -8,21 +8,19 @@ Writes src/limner/bundled/encoder.safetensors (half precision) and encoder.md; a
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
+from bundling import add_base, describe_core, load_base, make_parser, start_provenance, write_card
 from torch import Tensor
 
 from limner import losses, media, zoo
-from limner.checkpoints.compact import load_encoder, save_encoder
+from limner.checkpoints.compact import FILES, load_encoder, save_encoder
 from limner.faces import crop_face, find_alignments
 from limner.faces.options import AlignOptions, DetectOptions
 from limner.inversion import InversionOptions, TrunkDistance, invert
-from limner.nn import deltas
 from limner.nn.compact import CompactEncoder
-from limner.nn.features import read_native
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 
@@ -138,31 +136,19 @@ def check_half(encoder: CompactEncoder, path: Path, generator: Generator, image:
 
 def main() -> None:
     """Measure, write the encoder and its card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, out="encoder.safetensors")
     parser.add_argument("encoder", type=Path, help="what limner train encoder wrote")
-    parser.add_argument("--base", default=zoo.DEFAULT_GENERATOR, help="generator, name or file")
+    add_base(parser)
     parser.add_argument("--data", default="../shared/data/heads-256/photo", help="renders to measure on")
     parser.add_argument("--validate", default="11000-11019", help="which of them")
     parser.add_argument("--photos", type=Path, default=ROOT / "examples" / "photos", help="real photographs")
     parser.add_argument("--search-steps", type=int, default=100, help="steps of hybrid and search")
-    parser.add_argument("--history", default="", help="sentences on how it came about, for the card")
-    parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
-    parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR / "encoder.safetensors")
     arguments = parser.parse_args()
 
-    from limner.checkpoints import load
-
-    generator = load(zoo.resolve(arguments.base)).generator
-    if not isinstance(generator, Generator):
-        parser.error(f"{arguments.base} holds no generator")
-    generator.eval().requires_grad_(False)
+    generator, base = load_base(arguments.base)
     encoder = load_encoder(arguments.encoder, trunk=zoo.load("lite0"))
     encoder.check_base(generator)
-    about, _ = read_native(
-        arguments.encoder, kind="encoder", architecture="CompactEncoder", what="the encoder", remedy=""
-    )
+    provenance = start_provenance(arguments.encoder, FILES, source=SOURCE, recipe=RECIPE, parent=base["name"])
     pictures = PictureSet(arguments.data, generator.resolution, select=arguments.validate)
     renders = pictures.pixels.float() / 127.5 - 1
     photos = read_photos(arguments.photos, generator.resolution)
@@ -170,34 +156,22 @@ def main() -> None:
         name: measure_all(generator, encoder, image, arguments.search_steps)
         for name, image in (("renders", renders), ("photos", photos))
     }
-    name = Path(str(arguments.base)).stem
-    encoder.base = {"name": name, "digest": deltas.digest(generator)}
-    provenance = {
-        "source": SOURCE,
-        "recipe": RECIPE,
-        "parent": name,
-        "images": about["provenance"]["images"],
-        "options": about["provenance"]["options"],
-        "figures": {
-            f"{pictures}, {method}": {key: round(value, 4) for key, value in row.items()}
-            for pictures, methods in groups.items()
-            for method, row in methods.items()
-        },
+    provenance["figures"] = {
+        f"{pictures}, {method}": {key: round(value, 4) for key, value in row.items()}
+        for pictures, methods in groups.items()
+        for method, row in methods.items()
     }
+    encoder.base = base
     save_encoder(encoder, arguments.out, provenance=provenance, licence="CC0-1.0")
     lost = check_half(encoder, arguments.out, generator, renders[:8])
-    config = encoder.core.config()
     card = CARD.format(
-        base=name,
+        base=base["name"],
         megabytes=arguments.out.stat().st_size / 1e6,
-        weights=sum(p.numel() for p in encoder.core.parameters()),
-        config=", ".join(
-            f"{key} {config[key]}" for key in ("num_rows", "input_px", "width", "hidden", "rank")
-        ),
-        digest=encoder.base["digest"][:12],
+        **describe_core(encoder.core, ("num_rows", "input_px", "width", "hidden", "rank")),
+        digest=base["digest"][:12],
         source=SOURCE,
         recipe=f"`{RECIPE}`",
-        kimg=about["provenance"]["images"] / 1000,
+        kimg=provenance["images"] / 1000,
         history=arguments.history or f"Half precision moves a pixel by {lost:.5f} of 2 on average.",
         renders=len(renders),
         validate=arguments.validate,
@@ -207,8 +181,7 @@ def main() -> None:
         table=make_table(groups),
         limits=arguments.limits or "it knows what its generator knows; see the card of the generator.",
     )
-    arguments.out.with_suffix(".md").write_text(card, encoding="utf-8")
-    print(card)
+    write_card(arguments.out, card)
 
 
 if __name__ == "__main__":

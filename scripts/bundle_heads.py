@@ -8,11 +8,11 @@ and `python scripts/index_bundled.py`, since styles belong to one base.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+from bundling import make_parser, write_card
 
 from limner import zoo
 from limner.checkpoints import Checkpoint, load, save
@@ -80,9 +80,7 @@ def _describe_hours(provenance: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, write the model and its card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, out="heads.safetensors")
     parser.add_argument("generator", type=Path, help="model with the generator")
     parser.add_argument("discriminator", type=Path, help="model with the discriminator")
     parser.add_argument(
@@ -91,12 +89,9 @@ def main() -> None:
     parser.add_argument("--select", default="0-10999", help="which of them")
     parser.add_argument("--samples", type=int, default=2000, help="pictures per side")
     parser.add_argument("--faces", type=int, default=500, help="random heads in which a face is looked for")
-    parser.add_argument("--history", default="", help="sentences on how it came about, for the card")
-    parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
     parser.add_argument(
         "--parent-kimg", type=float, default=0.0, help="thousands of images its 64 px parent saw"
     )
-    parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR / "heads.safetensors")
     arguments = parser.parse_args()
 
     base, teacher = load(arguments.generator), load(arguments.discriminator)
@@ -137,8 +132,7 @@ def main() -> None:
         limits=arguments.limits,
         **figures,
     )
-    arguments.out.with_suffix(".md").write_text(card, encoding="utf-8")
-    print(card)
+    write_card(arguments.out, card)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ Writes src/limner/bundled/translator.safetensors (8 bits) and translator.md; aft
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
+from bundling import add_base, describe_core, load_base, make_parser, start_provenance, write_card
 
 from limner import zoo
 from limner.checkpoints.compact import load_encoder
-from limner.checkpoints.translator import load_translator, save_translator
-from limner.nn import deltas
-from limner.nn.features import read_native
-from limner.nn.stylegan2 import Generator
+from limner.checkpoints.translator import FILES, load_translator, save_translator
 from limner.nn.translator import Translator
 from limner.training.translator_data import Scenes
 from limner.training.translator_figures import TranslatorExam
@@ -61,7 +58,7 @@ Limits: {limits}
 LIMITS = (
     "it knows what its generator and its encoder know, so results are plausible faces of `{base}` more than portraits; a "
     "sketch or label map says nothing of colours, which it guesses; label maps, frontal and toon pictures come from "
-    "900 scenes of one renderer, and real ones were not measured."
+    "scenes of one renderer, and real ones were not measured."
 )
 
 
@@ -93,79 +90,52 @@ def make_table(names: list[str], figures: dict[str, float], seconds: dict[str, f
 
 def main() -> None:
     """Measure, write the translator and its card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, out="translator.safetensors")
     parser.add_argument("translator", type=Path, help="what limner train translator wrote")
-    parser.add_argument("--base", default=zoo.DEFAULT_GENERATOR, help="generator, name or file")
+    add_base(parser)
     parser.add_argument("--teacher", default="encoder", help="encoder of the generator, name or file")
     parser.add_argument("--pairs", default="../shared/data/paired-256", help="scenes to measure on")
     parser.add_argument("--validate", default="20900-20999", help="which of them")
-    parser.add_argument("--history", default="", help="sentences on how it came about, for the card")
-    parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
-    parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR / "translator.safetensors")
+    parser.add_argument("--source", default=SOURCE, help="training pictures, for card and index")
     arguments = parser.parse_args()
 
-    from limner.checkpoints import load
-
-    generator = load(zoo.resolve(arguments.base)).generator
-    if not isinstance(generator, Generator):
-        parser.error(f"{arguments.base} holds no generator")
-    generator.eval().requires_grad_(False)
+    generator, base = load_base(arguments.base)
     trunk = zoo.load("lite0")
     translator = load_translator(arguments.translator, trunk=trunk)
     translator.check_base(generator)
-    about, _ = read_native(
-        arguments.translator,
-        kind="translator",
-        architecture="Translator",
-        what="the translator",
-        remedy="train one with limner train translator",
+    provenance = start_provenance(
+        arguments.translator, FILES, source=arguments.source, recipe=RECIPE, parent=base["name"]
     )
     tasks = {name: TASKS[name] for name in translator.tasks}
     scenes = Scenes(arguments.pairs, generator.resolution, tasks, select=arguments.validate)
     teacher = load_encoder(zoo.resolve(arguments.teacher), trunk=trunk)
     exam = TranslatorExam(generator, trunk, scenes, tasks, count=len(scenes), teacher=teacher)
-    name = Path(str(arguments.base)).stem
-    translator.base = {"name": name, "digest": deltas.digest(generator)}
-    provenance = {
-        "source": SOURCE,
-        "recipe": RECIPE,
-        "parent": name,
-        "images": about["provenance"]["images"],
-        "options": about["provenance"]["options"],
-    }
+    translator.base = base
     # Measured is what ships: written, read again, measured, written with its figures.
     save_translator(translator, arguments.out, provenance=provenance, licence="CC0-1.0")
     packed = load_translator(arguments.out, trunk=trunk)
     figures, seconds = measure(packed, exam)
     provenance["figures"] = {key: round(value, 4) for key, value in figures.items()}
     save_translator(translator, arguments.out, provenance=provenance, licence="CC0-1.0")
-    config = translator.core.config()
+    sizes = ("num_rows", "input_px", "width", "hidden", "rank", "inner", "head_rank")
     card = CARD.format(
-        base=name,
+        base=base["name"],
         megabytes=arguments.out.stat().st_size / 1e6,
-        weights=sum(p.numel() for p in translator.core.parameters()),
-        config=", ".join(
-            f"{key} {config[key]}"
-            for key in ("num_rows", "input_px", "width", "hidden", "rank", "inner", "head_rank")
-        ),
-        digest=translator.base["digest"][:12],
+        **describe_core(translator.core, sizes),
+        digest=base["digest"][:12],
         tasks=", ".join(f"`{task}`" for task in translator.tasks),
-        source=SOURCE,
+        source=arguments.source,
         recipe=RECIPE,
-        kimg=about["provenance"]["images"] / 1000,
+        kimg=provenance["images"] / 1000,
         history=arguments.history,
         count=len(scenes),
         others=len(scenes) - 1,
         validate=arguments.validate,
         threads=torch.get_num_threads(),
         table=make_table(translator.tasks, figures, seconds),
-        limits=arguments.limits or LIMITS.format(base=name),
+        limits=arguments.limits or LIMITS.format(base=base["name"]),
     )
-    card = card.replace("\n\n\n\n", "\n\n")
-    arguments.out.with_suffix(".md").write_text(card, encoding="utf-8")
-    print(card)
+    write_card(arguments.out, card)
 
 
 if __name__ == "__main__":
