@@ -1,12 +1,8 @@
-"""Train a generator: build or resume a run, play it, keep averaged weights, sheets, figures and log.
-
-All state is one dict in ``OUT/state.pt``; a run that was killed continues from it exactly as if it had not been.
-"""
+"""Train a generator: build the networks of a run; what is played, averaged, saved and drawn in the loop."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +14,13 @@ from limner import media
 from limner.errors import CheckpointError, KeyMismatchError, OptionError
 from limner.nn.projected import ProjectedDiscriminator
 from limner.nn.stylegan2 import Discriminator, Generator
-from limner.options import to_mapping
 from limner.training.data import PictureSet
 from limner.training.embedding_game import EmbeddingGame
 from limner.training.games import Game, GanRun, ProjectedGame, StyleGan2Game
+from limner.training.loop import Training
 from limner.training.options import CHANNEL_TABLES, DISCRIMINATOR_TABLE, GanOptions
-from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
+from limner.training.run import Runtime, StepRandom, update_average
 
-OnStep = Callable[[dict[str, Any]], None]
 Figures = Callable[[GanRun], dict[str, float]]
 Export = Callable[[GanRun, Path, dict[str, Any]], None]
 
@@ -142,8 +137,8 @@ def make_game(run: GanRun) -> Game:
     return EmbeddingGame(run) if run.options.reconstruct else ProjectedGame(run)
 
 
-class GanTraining:
-    """A run on disk: ``state.pt``, ``log.jsonl``, ``options.json``, ``sheets/``, ``model.safetensors``.
+class GanTraining(Training[GanRun]):
+    """The training of a generator, on disk.
 
     Args:
         run: its networks.
@@ -152,23 +147,41 @@ class GanTraining:
     """
 
     def __init__(self, run: GanRun, *, figures: Figures | None = None, export: Export | None = None):
-        self.run, self.figures, self.export = run, figures, export
-        self.out = Path(run.options.out)
+        super().__init__(run, export=export)
+        self.figures = figures
         self.game: Game = make_game(run)
-        self.journal = Journal(self.out / "log.jsonl")
-        self.seconds = 0.0  # of training, measuring included, over all calls up to the last saved state
 
     @property
     def hours(self) -> float:
         """Hours of training so far, over all calls; what was lost with a killed one does not count."""
         return self.seconds / 3600
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that decides how the run goes on."""
+    def spent(self) -> dict[str, float]:
+        """Return the hours."""
+        return {"hours": self.hours}
+
+    def step(self, random: StepRandom) -> dict[str, Any]:
+        """Play one step."""
+        return self.game.step(random)
+
+    def move_average(self) -> None:
+        """Move the averaged generator, unless the generator is at rest."""
+        run, options = self.run, self.run.options
+        if options.only_discriminator or not run.generator_share():
+            return
+        update_average(
+            run.ema,
+            run.G,
+            images=run.images,
+            batch=options.batch_size,
+            half_kimg=options.ema_kimg,
+            ramp=options.ema_rampup,
+        )
+
+    def parts(self) -> dict[str, Any]:
+        """Return the players, the averaged generator and what the game remembers."""
         run = self.run
         return {
-            "step": run.step,
-            "images": run.images,
             "seconds": self.seconds,
             "G": run.G.state_dict(),
             "ema": run.ema.state_dict(),
@@ -177,108 +190,35 @@ class GanTraining:
             "game": self.game.state(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned.
-
-        Raises:
-            KeyMismatchError: the state belongs to a run with other options.
-        """
+    def load_parts(self, state: dict[str, Any]) -> None:
+        """Take back what `parts` returned."""
         run = self.run
-        try:
-            run.G.load_state_dict(state["G"])
-            run.ema.load_state_dict(state["ema"])
-            if isinstance(run.D, ProjectedDiscriminator):
-                run.D.load_own_state(state["D"])
-            else:
-                run.D.load_state_dict(state["D"])
-            run.new_parameters = frozenset(state["new_parameters"])
-            run.step, run.images = state["step"], state["images"]
-            self.seconds = state.get("seconds", 0.0)  # runs begun before hours were kept have none
-            self.game.load_state(state["game"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise KeyMismatchError(
-                f"{self.out}/state.pt belongs to a run with other options ({str(error).splitlines()[0]}); "
-                f"give another out folder or the options in {self.out}/options.json"
-            ) from error
+        run.G.load_state_dict(state["G"])
+        run.ema.load_state_dict(state["ema"])
+        if isinstance(run.D, ProjectedDiscriminator):
+            run.D.load_own_state(state["D"])
+        else:
+            run.D.load_state_dict(state["D"])
+        run.new_parameters = frozenset(state["new_parameters"])
+        self.seconds = state.get("seconds", 0.0)  # runs begun before hours were kept have none
+        self.game.load_state(state["game"])
 
-    def setup(self) -> None:
-        """Make the folder, resume what lies there."""
-        run = self.run
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "sheets").mkdir(exist_ok=True)
-        if (self.out / "state.pt").exists():
-            self.load_state(load_state(self.out / "state.pt", run.runtime.device))
-        if run.runtime.is_main:
-            self.journal.cut(run.kimg)
-            (self.out / "options.json").write_text(json.dumps(to_mapping(run.options), indent=1) + "\n")
-
-    def fit(self, on_step: OnStep | None = None) -> bool:
-        """Train to the end, or until the time limit or a signal; return whether the end was reached."""
-        run, options = self.run, self.run.options
-        clock = Clock(limit_s=options.seconds, save_s=options.save_seconds)
-        start, earlier = run.images, self.seconds
-        with clock.signals():
-            while run.kimg < options.kimg and not run.runtime.agree(clock.should_stop()):
-                random = StepRandom(options.seed, run.step + 1, run.runtime.rank, run.runtime.device)
-                record = self.game.step(random)
-                before = run.images
-                run.step += 1
-                run.images += options.batch_size
-                if not options.only_discriminator and run.generator_share() > 0:
-                    update_average(
-                        run.ema,
-                        run.G,
-                        images=run.images,
-                        batch=options.batch_size,
-                        half_kimg=options.ema_kimg,
-                        ramp=options.ema_rampup,
-                    )
-                record |= {"kimg": run.kimg, "img_per_s": (run.images - start) / max(clock.seconds, 1e-9)}
-                self.seconds = earlier + clock.seconds
-                self._after_step(record, before, clock)
-                if on_step and run.runtime.is_main:
-                    on_step(record)
-            self._save()
-        return run.kimg >= options.kimg
-
-    def _after_step(self, record: dict[str, Any], before: int, clock: Clock) -> None:
-        run, options = self.run, self.run.options
-        if not run.runtime.is_main:
-            return
-
-        def passed(kimg: float) -> bool:
-            return kimg > 0 and int(run.kimg / kimg) > int(before / 1000 / kimg)
-
-        if passed(options.metric_kimg) and self.figures and options.metric_samples:
-            record |= self.figures(run)
-        record["hours"] = self.hours
-        if run.step % 20 == 0 or "frechet" in record:
-            self.journal.write(record)
-        if passed(options.sheet_kimg):
+    def look(self, passed: Callable[[float], bool]) -> dict[str, float] | None:
+        """Measure every ``metric_kimg``, draw every ``sheet_kimg``."""
+        if passed(self.run.options.sheet_kimg):
             self.write_sheet()
-        if clock.should_save():
-            self._save()
+        return self._measure() or None if passed(self.run.options.metric_kimg) else None
 
-    def validate(self) -> dict[str, float]:
-        """Measure the averaged generator, write the last sheet and the model; return the figures."""
+    def look_last(self) -> dict[str, float]:
+        """Find the mean w, draw the last sheet, measure."""
         run = self.run
-        if not run.runtime.is_main:
-            return {}
         if not run.options.only_discriminator:
             run.ema.w_avg.copy_(run.ema.mean_w(run.options.w_samples, rng=torch.Generator().manual_seed(0)))
         self.write_sheet()
-        figures = self.figures(run) if self.figures and run.options.metric_samples else {}
-        if figures:
-            self.journal.write({"kimg": run.kimg, "hours": self.hours, **figures})
-        figures = {**figures, "hours": self.hours}
-        if self.export:
-            self.export(run, self.out / "model.safetensors", figures)
-        return figures
+        return self._measure()
 
-    def _save(self) -> None:
-        self.run.runtime.barrier()
-        if self.run.runtime.is_main:
-            save_state(self.out / "state.pt", self.state())
+    def _measure(self) -> dict[str, float]:
+        return self.figures(self.run) if self.figures and self.run.options.metric_samples else {}
 
     @torch.no_grad()
     def write_sheet(self) -> Path:
