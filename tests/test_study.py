@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import RESOLUTION, W_DIM, make_generator
 from PIL import Image
+from test_evaluation import TinyEmbedder
 
 from limner import media
 from limner.app.commands import study as command
 from limner.errors import OptionError
 from limner.evaluation import Store, write_report
+from limner.evaluation.report import Checks, Table
 from limner.evaluation.study import Setting, Study, make_settings, randomize, run_study
 from limner.evaluation.study_claims import judge, psnr_where
 from limner.evaluation.study_options import EXPERIMENTS, StudyOptions
@@ -39,18 +41,6 @@ class TinyTrunk(torch.nn.Module):
             image = torch.nn.functional.leaky_relu(conv(image))
             maps.append(image)
         return maps
-
-
-class TinyEmbedder(torch.nn.Module):
-    """A linear embedding of a 4 px copy."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(6)
-        self.linear = torch.nn.Linear(48, 12).requires_grad_(False)
-
-    def forward(self, image):
-        return self.linear(torch.nn.functional.adaptive_avg_pool2d(image, 4).flatten(1))
 
 
 @pytest.fixture
@@ -199,7 +189,7 @@ def test_every_experiment_has_figures_claims_and_a_sheet(tmp_path, models, optio
         "study.html",
         "study.md",
         "study.json",
-        *(f"study-{name}.png" for name in EXPERIMENTS),
+        *(f"study-{name}.jpg" for name in EXPERIMENTS),
     }
     written = json.loads((tmp_path / "out/study.json").read_text())
     assert len(written["sections"]["table"]["claims"]) == len(data["claims"])
@@ -269,3 +259,13 @@ def test_random_weights_of_another_seed_are_others():
     generator = make_generator()
     a, b = randomize(generator, 1), randomize(generator, 2)
     assert not torch.equal(a.synthesis.layers[1].weight, b.synthesis.layers[1].weight)
+
+
+def test_what_does_not_hold_comes_first(models, options):
+    overview = run(models, options, Store(None))[0]
+    against, table = overview.blocks
+    assert isinstance(against, Checks)
+    assert isinstance(table, Table)
+    wrong = [claim["claim"] for claim in overview.data["claims"] if not claim["as_in_the_paper"]]
+    assert [claim for claim, holds, _ in against.items if not holds] == wrong
+    assert wrong, "two steps in an untrained generator prove the paper wrong somewhere"

@@ -74,12 +74,11 @@ class Chart:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A sheet, uint8 (H, W, 3), and what it shows; ``name`` and ``suffix`` become its file's."""
+    """A sheet, uint8 (H, W, 3), and what it shows; ``name`` becomes its file's."""
 
     name: str
     pixels: np.ndarray
     caption: str
-    suffix: str = ".jpg"
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def write_report(
         for block in section.blocks:
             if isinstance(block, Picture):
                 about_picture = {"command": command, "section": section.name}
-                path = folder / f"{block.name}{block.suffix}"
+                path = folder / f"{block.name}.jpg"
                 kind = "compositeWithTrainedAlgorithmicMedia"
                 written.append(
                     media.write(path, block.pixels, options=about_picture, source_type=kind, quality=QUALITY)
@@ -256,7 +255,7 @@ def _html_block(block: Any) -> str:
     if isinstance(block, Picture):
         height, width = block.pixels.shape[:2]
         return (
-            f'<figure><img src="{block.name}{block.suffix}" width="{width}" height="{height}" loading="lazy" '
+            f'<figure><img src="{block.name}.jpg" width="{width}" height="{height}" loading="lazy" '
             f'alt="{escape(block.caption)}"><figcaption>{escape(block.caption)}</figcaption></figure>'
         )
     if isinstance(block, Chart):
@@ -407,7 +406,7 @@ def markdown(
 
 def _markdown_block(block: Any) -> list[str]:
     if isinstance(block, Picture):
-        return [f"![{block.caption}]({block.name}{block.suffix})", "", f"*{block.caption}*", ""]
+        return [f"![{block.caption}]({block.name}.jpg)", "", f"*{block.caption}*", ""]
     if isinstance(block, Chart):
         xs = sorted({x for line in block.lines.values() for x, _ in line})
         lines = [f"### {block.title}", "", f"| {block.x_label} | " + " | ".join(f"{x:g}" for x in xs) + " |"]

@@ -354,8 +354,10 @@ def _overview(
         "figures can be compared. Figures are means over the pictures; perceptual is the distance on all five maps of "
         "Lite0, which the searches partly minimise; from mean is the length of the step from the mean w, per row."
     )
-    table = Table("All settings", FIGURES, rows, rivals=False)
-    return Section("table", "Results", text, [table], {"cells": cells, "claims": claims})
+    against = [item for items in judged.values() for item in items if not item[1]]
+    blocks: list[Checks | Table] = [Checks("What does not hold here", against)] if against else []
+    blocks.append(Table("All settings", FIGURES, rows, rivals=False))
+    return Section("table", "Results", text, blocks, {"cells": cells, "claims": claims})
 
 
 TEXTS = {
@@ -371,12 +373,11 @@ TEXTS = {
 
 def _section(name: str, own: Mapping[str, Found], claims: list[tuple[str, bool, str]]) -> Section:
     data = {key: {figure: one.figures[figure].tolist() for figure in FIGURES} for key, one in own.items()}
-    picture = Picture(
-        f"study-{name}",
-        _sheet(own),
-        "Pairs of rows: what was to be embedded, and below it what was found. " + ", ".join(own) + ".",
-        suffix=".png",
+    caption = (
+        f"{EXPERIMENTS[name]}. A row named picture shows what was to be embedded; below it stands what was found: "
+        f"{'; '.join(own)}."
     )
+    picture = Picture(f"study-{name}", _sheet(own), caption)
     return Section(
         name, EXPERIMENTS[name], TEXTS[name], [Checks("As in the paper?", claims), picture], {"figures": data}
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limner import losses
+from limner.evaluation.figures import FIGURES
 from limner.evaluation.study_targets import FACES, OTHERS, Targets
 
 Claims = list[tuple[str, bool, str]]
@@ -48,7 +49,8 @@ def judge(experiment: str, found: Mapping[str, Result], mean_face: Tensor) -> Cl
 def _higher(found: Mapping[str, Result], better: str, worse: str, claim: str, figure: str = "psnr") -> Claims:
     a, b = found[better].mean(figure), found[worse].mean(figure)
     holds = a > b if figure in ("psnr", "ssim") else a < b
-    return [(claim, holds, f"{better} {a:.3f}, {worse} {b:.3f} ({figure})")]
+    show = FIGURES[figure].show
+    return [(claim, holds, f"{better}: {show(a)}, {worse}: {show(b)} ({FIGURES[figure].label})")]
 
 
 def _judge_space(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
@@ -109,56 +111,40 @@ def _judge_affine(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
 
 
 def _judge_defects(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
-    claims = []
-    whole = found["whole"]
+    claims, whole = [], found["whole"].image
     for name, one in found.items():
         hole, before = one.targets.hole, one.targets.whole
         if hole is None or before is None:
             continue
-        kept = psnr_where(one.image, before, 1 - hole)
-        same = psnr_where(whole.image, before, 1 - hole)
-        claims.append(
-            (
-                f"{name}: the rest of the face is embedded as well as before (within {KEPT_DB:g} dB)",
-                kept > same - KEPT_DB,
-                f"around the hole {kept:.2f} dB, the whole face there {same:.2f} dB",
-            )
-        )
-        black, face = psnr_where(one.image, one.targets.image, hole), psnr_where(one.image, before, hole)
-        claims.append(
-            (
-                f"{name}: the hole is embedded as it is, not filled",
-                black > face,
-                f"within it {black:.2f} dB to black, {face:.2f} dB to the face",
-            )
-        )
+        kept, same = (psnr_where(image, before, 1 - hole) for image in (one.image, whole))
+        black, face = (psnr_where(one.image, target, hole) for target in (one.targets.image, before))
+        stays = f"{name}: the rest of the face is embedded as well as before (within {KEPT_DB:g} dB)"
+        around = f"around the hole {kept:.2f} dB, the whole face there {same:.2f} dB"
+        within = f"within it {black:.2f} dB to black, {face:.2f} dB to the face"
+        claims += [
+            (stays, kept > same - KEPT_DB, around),
+            (f"{name}: the hole is embedded as it is, not filled", black > face, within),
+        ]
     return claims
 
 
 def _judge_classes(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
-    faces, others = found[FACES], found[OTHERS]
+    others, known = found[OTHERS], found[FACES].mean("perceptual")
     claims = []
-    kinds = list(dict.fromkeys(others.targets.names))
-    known = faces.mean("perceptual")
-    for kind in kinds:
+    for kind in dict.fromkeys(others.targets.names):
         chosen = [i for i, name in enumerate(others.targets.names) if name == kind]
         target = others.targets.image[chosen]
         start = float(losses.psnr(mean_face.expand_as(target).contiguous(), target).mean())
         end, far = others.mean("psnr", chosen), others.mean("perceptual", chosen)
-        claims.append(
-            (
-                f"{kind}: can be embedded too ({GAIN_DB:g} dB nearer than the mean face)",
-                end > start + GAIN_DB,
-                f"{end:.2f} dB, the mean face {start:.2f} dB",
-            )
-        )
-        claims.append(
+        can = f"{kind}: can be embedded too ({GAIN_DB:g} dB nearer than the mean face)"
+        claims += [
+            (can, end > start + GAIN_DB, f"{end:.2f} dB, the mean face {start:.2f} dB"),
             (
                 f"{kind}: less faithfully than faces",
                 far > known,
                 f"{far:.3f}, faces {known:.3f} (perceptual)",
-            )
-        )
+            ),
+        ]
     return claims
 
 

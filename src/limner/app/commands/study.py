@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limner import __version__, zoo
-from limner.app.console import Console
+from limner.app.console import Console, format_bytes
 from limner.evaluation.study_options import StudyOptions
 from limner.files import check_writable
 from limner.options import to_words
@@ -20,6 +20,8 @@ INTRODUCTION = (
     "holds is computed from the figures, not judged by eye; pictures are taken in order, never picked."
 )
 CELLS = "cells"
+COMMITTED_BYTES = 700_000
+"""Size below which a study may be committed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,9 @@ class Options(StudyOptions):
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
     out: Path = Path("study")
-    """folder for study.html, study.md, study.json, the sheets, and cells, from which a study that was stopped goes on"""
+    """folder for study.html, study.md, study.json and the sheets"""
+    cache: Path | None = None
+    """folder that keeps what was embedded, so that a study that was stopped goes on; by default cells in the folder above"""
     fresh: bool = False
     """embed everything anew"""
 
@@ -51,7 +55,7 @@ def run(options: Options, console: Console) -> int:
     models = load_models(options.model, trunk=trunk, stands_for=stands_for, device=device)
     targets = read_targets(scaled, models.generator.resolution, detector=models.detector)
     judge = TrunkDistance(zoo.load("lite0").to(device), name="lite0")
-    store = Store(None if options.fresh else options.out / CELLS)
+    store = Store(None if options.fresh else options.cache or options.out / CELLS)
     cells = make_settings(scaled, loss_layers(models))
     begun = time.perf_counter()
     with console.progress(len(cells) * scaled.steps, "Embedding (steps)") as progress:
@@ -76,9 +80,14 @@ def run(options: Options, console: Console) -> int:
     for claim in claims:
         mark = "yes" if claim["as_in_the_paper"] else "NO "
         console.print(f"  {mark}  {claim['claim']}: {claim['figures']}")
+    size = sum(file.stat().st_size for file in files)
+    if size > COMMITTED_BYTES:
+        console.warn(
+            f"the study has {format_bytes(size)}; below {format_bytes(COMMITTED_BYTES)} it can be committed"
+        )
     console.print(
         f"{sum(claim['as_in_the_paper'] for claim in claims)} of {len(claims)} statements as in the paper "
-        f"({', '.join(chosen)}); wrote {options.out / 'study.html'} and {len(files) - 1} files beside it; "
+        f"({', '.join(chosen)}); wrote {options.out / 'study.html'} and {len(files) - 1} files beside it ({format_bytes(size)}); "
         f"{store.made} cells embedded, {store.found} known from before"
     )
     console.result(
@@ -111,4 +120,4 @@ def about(options: Options, models: Any) -> dict[str, str]:
 
 def command_line(options: Options) -> str:
     """Return the command line that makes this report again."""
-    return shlex.join(["limner", "study", *to_words(options, leave_out=("fresh",))])
+    return shlex.join(["limner", "study", *to_words(options, leave_out=("cache", "fresh"))])
