@@ -27,6 +27,7 @@ LOADERS = {
     "model": "limner.checkpoints:load",
     "child": "limner.checkpoints:load",
     "dual": "limner.checkpoints:load",
+    "detail": "limner.checkpoints:load",
     "trunk": "limner.nn.features:load_trunk",
     "detector": "limner.faces.detect:load_mtcnn",
     "identity": "limner.nn.identity:load_identity",
@@ -51,7 +52,8 @@ class Card:
     Args:
         name: what it is called on the command line.
         path: where it lies.
-        kind: model, child (a model kept as its difference to ``parent``), dual (a DualStyleGAN kept so), style, trunk,
+        kind: model, child (a model kept as its difference to ``parent``), dual (a DualStyleGAN kept so), detail (layers
+            grown above ``parent``), style, trunk,
             detector, identity, encoder, translator, or lpips for a part of that distance.
         sha256: digest of the file when it was bundled or installed.
         bytes: its size.

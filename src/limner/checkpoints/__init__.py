@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limner.checkpoints import (
     child,
+    detail,
     dual,
     dual_child,
     hyperinverter,
@@ -51,6 +52,7 @@ __all__ = [
 
 FORMATS: tuple[Format, ...] = (
     child.FORMAT,
+    detail.FORMAT,
     dual_child.FORMAT,
     native.FORMAT,
     nvlabs.FORMAT,

@@ -200,6 +200,31 @@ class Latent:
             )
         return self.tensor
 
+    def grown(self, generator: GeneratorLike) -> Latent:
+        """Return the codes for a generator with more layers on top: they get what the last row has.
+
+        Codes in s have no rows; there the new vectors are those of the mean w.
+
+        Args:
+            generator: the larger one.
+
+        Raises:
+            ShapeError: it has fewer layers than the codes.
+        """
+        if self.space in ("z", "w"):
+            return self
+        if self.space == "s":
+            mean = generator.synthesis.styles(generator.broadcast(generator.w_avg[None]))
+            more = [row.to(self.parts[0]).expand(len(self), -1) for row in mean[len(self.parts) :]]
+            return Latent("s", (*self.parts, *more))
+        missing = generator.num_rows - self.tensor.shape[1]
+        if missing < 0:
+            raise ShapeError(
+                f"the {self.space} code has {self.tensor.shape[1]} rows, more than the {generator.num_rows} of a "
+                f"{generator.resolution} px generator"
+            )
+        return Latent(self.space, torch.cat([self.tensor, self.tensor[:, -1:].expand(-1, missing, -1)], 1))
+
     def w_plus(self, generator: GeneratorLike, *, labels: Tensor | None = None) -> Tensor:
         """Return the codes as w+ (B, L, w_dim); see `to_space`."""
         return self._w_plus(generator, labels)

@@ -13,22 +13,26 @@ from torch import Tensor
 from limner import checkpoints, losses, zoo
 from limner.checkpoints.compact import load_encoder, read_base
 from limner.checkpoints.compact_hyper import load_hyper, read_first
+from limner.checkpoints.detail import read_detail, read_digest
 from limner.checkpoints.psp import load_arcface
+from limner.checkpoints.source import open_source
 from limner.errors import CheckpointError, ZooError
 from limner.faces import Detector
 from limner.inversion import IdentityDistance, TrunkDistance
 from limner.inversion.distances import stand_in
 from limner.inversion.options import ENCODED
+from limner.latent import Latent
 from limner.nn import deltas
 from limner.nn.compact import CompactEncoder
 from limner.nn.compact_hyper import CompactHyper
+from limner.nn.detail import Detail
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0, Vgg16, load_torchvision
 from limner.nn.hyperinverter import HyperInverter
 from limner.nn.identity import DlibResNet
 from limner.nn.irse import ArcFace
 from limner.nn.lpips import Lpips
-from limner.nn.stylegan2 import Discriminator, Generator
+from limner.nn.stylegan2 import Discriminator, Generator, Noise
 from limner.pipeline.options import TrunkOptions
 
 TRUNK = TrunkOptions().trunk
@@ -103,6 +107,29 @@ class Models:
                 return zoo.load(name).to(self.device).eval()
         return None
 
+    @functools.cached_property
+    def detail(self) -> Detail | None:
+        """The layers grown above the generator, where there are such on this machine."""
+        own = None
+        for name in zoo.names("detail"):
+            source = open_source(zoo.path(name))
+            own = own or deltas.digest(self.generator)
+            if read_digest(source) == own:
+                return read_detail(source).detail.to(self.device)
+        return None
+
+    def finish(self, generator: Generator, latent: Latent, noise: Noise) -> tuple[Generator, Latent, Noise]:
+        """Return generator, codes and noise that paint the same at the size of `detail`; as given without it.
+
+        Args:
+            generator: the base, or the base tuned.
+            latent, noise: what it would paint.
+        """
+        if self.detail is None:
+            return generator, latent, noise
+        grown = self.detail.grow(generator)
+        return grown, latent.grown(grown), self.detail.grow_noise(noise)
+
     def encoder_for(self, method: str) -> Encoder | HyperInverter | CompactHyper | CompactEncoder | None:
         """Return the encoder that an inversion method works with, if there is one."""
         return self.encoder if method in ENCODED else self.compact
@@ -176,16 +203,18 @@ def load_models(
     trunk: str = TRUNK,
     stands_for: str | None = None,
     arcface: str | Path | None = None,
+    keep_base: bool = False,
     device: torch.device | str = "cpu",
 ) -> Models:
     """Load a base model and the feature trunk; the detector loads itself when it is first used.
 
     Args:
         base: name or file of a model with a StyleGAN2 generator, and a discriminator if styles are to be learned.
-        encoder: name or file of an encoder; where it brings a generator along, that is the base.
+        encoder: name or file of an encoder; where it brings a generator along, that is the base, unless ``keep_base``.
         trunk: what perceptual distances are measured with, see `load_perceptual`.
         stands_for: the trunk that it replaces, see `pick_trunk`.
         arcface: weights of ArcFace, ``model_ir_se50.pth``; None for the bundled embedder.
+        keep_base: take ``base`` in any case, as for styles, which belong to it.
         device: where to.
 
     Raises:
@@ -208,8 +237,8 @@ def load_models(
                 raise CheckpointError(
                     f"{encoder} holds no encoder of pSp, e4e or ReStyle, no compact one and no HyperInverter"
                 )
-            base = base if checkpoint.generator is None else encoder
-    if checkpoint is None or checkpoint.generator is None:
+            base = base if keep_base or checkpoint.generator is None else encoder
+    if keep_base or checkpoint is None or checkpoint.generator is None:
         checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):
         raise CheckpointError(f"{base} holds no StyleGAN2 generator")

@@ -45,6 +45,9 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
     """steps of tuning with the inverter pivotal"""
     closeness: float = knob(0.05, lo=0.0, hi=10.0)
     """how strongly the code is kept near faces that the generator knows; a style answers better to such codes"""
+    detail: bool = True
+    """finish faces with the layers that were grown above the generator's resolution, where there are such (256 px with
+    the bundled models)"""
     crop: bool = False
     """give the aligned portrait instead of the whole photo"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)

@@ -15,9 +15,10 @@ from limner import faces, media
 from limner.errors import CheckpointError, FaceNotFoundError, OptionError
 from limner.faces import Alignment, AlignOptions
 from limner.inversion import Distance, FitReport, Inversion, InversionOptions, PivotalOptions, invert
+from limner.inversion.options import SEARCHED
 from limner.latent import Latent, render
 from limner.nn import deltas
-from limner.nn.compact import CompactEncoder
+from limner.nn.compact import CompactEncoder, resize
 from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Generator
 from limner.options import to_mapping
@@ -25,7 +26,7 @@ from limner.pipeline.models import TRUNK, Models
 from limner.pipeline.options import LearnOptions, PhotoOptions, StylizeOptions
 from limner.stylization.blend_style import METHOD as BLEND
 from limner.stylization.dual import DualStyle
-from limner.stylization.jojogan import LearningStep, learn
+from limner.stylization.jojogan import LearningStep, check_choices, learn
 from limner.stylization.options import StyleOptions
 from limner.stylization.style import Style, paint
 
@@ -66,7 +67,8 @@ class FaceResult:
 
     Attributes:
         alignment: where it lies in the photo, at the generator's size.
-        crop, embedded, styled: the photo's face, as embedded, and restyled, uint8 (R, R, 3) each.
+        crop, embedded, styled: the photo's face, as embedded, and restyled, uint8 (R, R, 3) each; the last two larger
+            where layers above the generator's resolution finished them.
         report: how close the embedding came.
         distance_embedded, distance_styled: perceptual distance from the photo's face.
         identity_embedded, identity_styled: squared identity distance from the photo's face, None where it was not
@@ -227,27 +229,30 @@ def _restyle(
     inversion: Inversion,
 ) -> FaceResult:
     start = time.perf_counter()
-    generator = models.generator
+    generator, latent, noise = models.generator, inversion.latent, inversion.noise_maps
     if inversion.delta is not None:
         generator = deltas.apply(generator, [(inversion.delta, 1.0)])
+    embedded = inversion.image
     if isinstance(style, DualStyle):
-        styled = style.paint(generator, inversion.latent, inversion.noise_maps)
+        styled = style.paint(generator, latent, noise)
     else:
+        if options.detail and models.detail is not None:
+            generator, latent, noise = models.finish(generator, latent, noise)
+            with torch.no_grad():
+                embedded = render(generator, latent, noise).clamp(-1, 1)
         shown = options if isinstance(options, StyleOptions) else StyleOptions()
-        styled = paint(generator, style, inversion.latent, shown, noise=inversion.noise_maps)
+        styled = paint(generator, style, latent, shown, noise=noise)
     crop = faces.crop_face(pixels, alignment)
     target = media.to_image(crop).to(models.device)
     distance = models.make_distance()
     with torch.no_grad():
-        near, far = (float(distance(image, target)) for image in (inversion.image, styled))
-        persons = [
-            None if identity is None else float(identity(image, target))
-            for image in (inversion.image, styled)
-        ]
+        compared = [resize(image, target.shape[2]) for image in (inversion.image, styled)]
+        near, far = (float(distance(image, target)) for image in compared)
+        persons = [None if identity is None else float(identity(image, target)) for image in compared]
     return FaceResult(
         alignment=alignment,
         crop=crop,
-        embedded=media.to_pixels(inversion.image)[0],
+        embedded=media.to_pixels(embedded)[0],
         styled=media.to_pixels(styled)[0],
         report=inversion.report[0],
         distance_embedded=near,
@@ -311,6 +316,7 @@ def learn_style(
         start.check_base(models.generator)
     names = list(names) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
     notes = stand_in_notes(options, models)
+    check_choices(options, models.generator, models.discriminator, len(pictures))
     references, targets = [], []
     for number, picture in enumerate(pictures):
         other = sources[number] if sources else None
@@ -416,7 +422,7 @@ def _embed_references(
         image,
         search,
         perceptual=models.make_distance(),
-        encoder=None if options.inverter in ("w", "w+") else models.encoder_for(options.inverter),
+        encoder=None if options.inverter in SEARCHED else models.encoder_for(options.inverter),
         on_step=report,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def pull_to_mean(generator: Generator, style: Style, latent: Latent, amount: flo
         amount: 0 leaves the rows, 1 sets them to the mean where they were mixed wholly.
     """
     if amount and style.options.get("style_weights"):
-        shares = torch.tensor(style.options["style_weights"]) * amount
+        shares = _as_long(style.options["style_weights"], len(generator.synthesis.style_rows)) * amount
         mean = generator.synthesis.styles(generator.broadcast(generator.w_avg[None]))
         pairs = zip(latent.styles(generator), mean, shares.tolist(), strict=True)
         return Latent("s", tuple(torch.lerp(own, middle.to(own), share) for own, middle, share in pairs))
@@ -158,8 +158,13 @@ def pull_to_mean(generator: Generator, style: Style, latent: Latent, amount: flo
     if not amount or not weights or latent.space == "s":
         return latent
     w_plus = latent.w_plus(generator)
-    shares = torch.tensor(weights).to(w_plus)[:, None] * amount
+    shares = _as_long(weights, w_plus.shape[1]).to(w_plus)[:, None] * amount
     return Latent("w+", torch.lerp(w_plus, generator.w_avg.to(w_plus), shares))
+
+
+def _as_long(weights: Sequence[float], count: int) -> Tensor:
+    """Return weights for so many layers; those that were grown above the style's base take what its last has."""
+    return torch.tensor([*weights, *[weights[-1]] * (count - len(weights))])
 
 
 def _paint_between_features(

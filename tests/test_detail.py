@@ -1,0 +1,176 @@
+"""Layers grown above a generator: kept apart, put on top of relatives, read from a file."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from limner import zoo
+from limner.checkpoints import load, save
+from limner.checkpoints.checkpoint import Checkpoint
+from limner.checkpoints.detail import read_detail, save_detail
+from limner.errors import CheckpointError, KeyMismatchError, ShapeError
+from limner.latent import Latent, render
+from limner.nn import deltas
+from limner.nn.detail import Detail
+from limner.nn.stylegan2 import Generator
+from limner.training.gan import start_from
+
+CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
+SIZES = {"z_dim": 8, "w_dim": 8, "mapping_depth": 2}
+
+
+def small(resolution, seed=0, **changes):
+    torch.manual_seed(seed)
+    channels = {size: width for size, width in CHANNELS.items() if size <= resolution}
+    G = Generator(resolution=resolution, channels=channels, **SIZES | changes).eval().requires_grad_(False)
+    for layer in G.synthesis.layers:
+        layer.noise_strength.fill_(0.1)
+    return G
+
+
+@pytest.fixture
+def base():
+    return small(16)
+
+
+@pytest.fixture
+def grown(base):
+    """A generator whose lower layers are the base's."""
+    G = small(32, seed=1)
+    start_from(G, base)
+    torch.nn.init.normal_(G.synthesis.to_rgb[-1].weight)
+    G.w_avg.copy_(base.w_avg)
+    return G
+
+
+@pytest.fixture
+def file(base, grown, tmp_path):
+    save(Checkpoint("limner", generator=base), tmp_path / "base.safetensors")
+    path = tmp_path / "more.safetensors"
+    save_detail(grown, base, path, base_name="base", metadata={"licence": "CC0-1.0"})
+    return path
+
+
+def make(base, grown, noise_seed=0):
+    detail = Detail(config=grown.config(), below=16, noise_seed=noise_seed)
+    detail.take(grown)
+    return detail.requires_grad_(False)
+
+
+def test_the_base_with_its_detail_is_the_grown_generator(base, grown):
+    whole = make(base, grown).grow(base)
+    z = torch.randn(3, 8)
+    assert whole.resolution == 32
+    torch.testing.assert_close(
+        render(whole, Latent("z", z), "none"), render(grown, Latent("z", z), "none"), rtol=0, atol=0
+    )
+    assert whole.synthesis.layers[0] is base.synthesis.layers[0], "nothing is copied"
+    assert whole.config() == grown.config()
+    assert not any(value.is_meta for value in whole.state_dict().values())
+
+
+def test_a_tuned_relative_is_finished_too(base, grown):
+    tuned = deltas.apply(base, [({"synthesis.const": torch.ones(8, 4, 4)}, 1.0)])
+    detail = make(base, grown)
+    one, other = (render(detail.grow(G), Latent("z", torch.ones(1, 8))) for G in (base, tuned))
+    assert one.shape == other.shape == (1, 3, 32, 32)
+    assert (one - other).abs().max() > 0.01
+
+
+def test_fixed_noise_comes_from_the_seed(base, grown):
+    one, same, other = (make(base, grown, seed).noise_maps for seed in (0, 0, 1))
+    assert [x.shape for x in one] == [(32, 32), (32, 32)]
+    assert all(a.equal(b) for a, b in zip(one, same, strict=True))
+    assert not one[0].equal(other[0])
+    assert not one[0].equal(grown.synthesis.layers[-2].noise)
+
+
+def test_noise_maps_are_added_where_they_are_a_list(base, grown):
+    detail = make(base, grown)
+    assert detail.grow_noise("constant") == "constant"
+    maps = [torch.zeros(1, 1, *layer.noise.shape) for layer in base.synthesis.layers]
+    found = detail.grow_noise(maps)
+    assert len(found) == len(grown.synthesis.layers)
+    assert found[5] is detail.noise_maps[0]
+    assert render(detail.grow(base), Latent("w", torch.ones(1, 8)), found).shape[2] == 32
+
+
+@pytest.mark.parametrize("space", ["z", "z+", "w", "w+", "s"])
+def test_codes_of_every_space_grow(base, grown, space):
+    G = make(base, grown).grow(base)
+    code = Latent("z", torch.randn(2, 8)).to_space(space, base)
+    longer = code.grown(G)
+    assert longer.space == space
+    image = render(G, longer, "none")
+    assert image.shape == (2, 3, 32, 32)
+    if space != "s":  # there the new vectors are the mean's
+        torch.testing.assert_close(
+            image, render(G, Latent("z", code.tensor), "none") if space == "z" else image
+        )
+        rows = longer.w_plus(G)
+        assert rows[:, -1].equal(rows[:, -3])
+    else:
+        assert all(a.equal(b) for a, b in zip(longer.parts, code.parts, strict=False))
+
+
+def test_codes_of_a_larger_generator_are_refused(base, grown):
+    with pytest.raises(ShapeError, match="8 rows, more than the 6"):
+        Latent("w+", torch.zeros(1, 8, 8)).grown(base)
+
+
+def test_other_generators_are_refused(base, grown):
+    detail = make(base, grown)
+    with pytest.raises(KeyMismatchError, match="belong above"):
+        detail.grow(small(8))
+    with pytest.raises(KeyMismatchError, match="belong above"):
+        detail.grow(small(16, mapping_depth=3))
+    with pytest.raises(KeyMismatchError, match="no layers above 32"):
+        Detail(config=grown.config(), below=32)
+    with pytest.raises(KeyMismatchError, match="expected"):
+        detail.take(base)
+
+
+def test_a_file_brings_the_layers_back(file, base, grown):
+    assert file.stat().st_size < 20_000
+    read = read_detail(file)
+    assert (read.base, read.metadata["licence"]) == ("base", "CC0-1.0")
+    code = Latent("z", torch.randn(2, 8, generator=torch.Generator().manual_seed(0)))
+    expected = render(make(base, grown).grow(base), code)
+    torch.testing.assert_close(render(read.detail.grow(base), code), expected, atol=0.02, rtol=0.02)
+    whole = load(file)
+    assert whole.format == "detail"
+    torch.testing.assert_close(render(whole.generator, code), expected, atol=0.02, rtol=0.02)
+
+
+def test_another_base_is_refused(file, tmp_path):
+    save(Checkpoint("limner", generator=small(16, seed=5)), tmp_path / "base.safetensors")
+    with pytest.raises(KeyMismatchError, match="base differs"):
+        load(file)
+    (tmp_path / "base.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="child of 'base'|base"):
+        load(file)
+
+
+def test_lower_layers_that_were_trained_are_refused(base, grown, tmp_path):
+    grown.synthesis.const.add_(1)
+    with pytest.raises(KeyMismatchError, match="synthesis.const is not the base's"):
+        save_detail(grown, base, tmp_path / "more.safetensors", base_name="base")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_say_so(file, base):
+    tensors = load_file(file)
+    header = {"limner": open_header(file)}
+    name = next(iter(tensors))
+    save_file({key: value for key, value in tensors.items() if key != name}, file, header)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_detail(file)
+    with pytest.raises(CheckpointError):
+        read_detail(zoo.path("heads"))
+
+
+def open_header(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        return opened.metadata()["limner"]
