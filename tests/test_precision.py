@@ -16,14 +16,18 @@ from test_train_dual import make_players, start_codes
 from test_train_dual import make_training as make_dual
 from test_train_translator import pairs  # noqa: F401
 
-from limner import zoo
+from limner import losses, zoo
+from limner.errors import OptionError
+from limner.nn.precision import bf16_units, choose_precision
+from limner.nn.projected import augment_lightly
 from limner.training import games
 from limner.training.dual_transfer import StructureStage, StyleStage
+from limner.training.encoder import EncoderTraining
 from limner.training.encoder_lessons import EncoderLessons
 from limner.training.gan import GanTraining, build_run
 from limner.training.hyper import HyperLessons
 from limner.training.options import CHANNEL_TABLES, GanOptions
-from limner.training.run import Runtime, StepRandom
+from limner.training.run import Runtime, StepRandom, settle
 from limner.training.translator_lessons import TranslatorLessons
 
 CPU = torch.device("cpu")
@@ -34,7 +38,9 @@ GANS = {
     "stylegan2": {"discriminator": "stylegan2", "augment": "ada", "augment_p": 0.2, "pl_weight": 2.0}
     | {"d_reg_interval": 2, "g_reg_interval": 2},
 }
-DUALS = {"structure": {}, "style": {}, "published": {"discriminator": "stylegan2", "d_reg_interval": 1}}
+SLOW = {"lr": 1e-4, "lr_d": 1e-4}  # Adam's first steps are as long for noise as for gradients
+DUALS = {"structure": SLOW, "style": SLOW}
+DUALS["published"] = SLOW | {"discriminator": "stylegan2", "d_reg_interval": 1}
 KINDS = [*GANS, "encoder", "translator", "hyper", *DUALS]
 
 
@@ -73,6 +79,8 @@ def play(folder, trunk, pairs, tmp_path, monkeypatch):  # noqa: F811
                 w_dim=W_DIM,
                 batch_size=4,
                 feature_resolution=32,
+                lr_g=1e-4,
+                lr_d=1e-4,
                 precision=precision,
                 **GANS[kind],
             )
@@ -129,3 +137,108 @@ def test_every_trainer_learns_in_half_precision_as_in_single(play, kind):
         for name, value in whole.items():
             assert math.isfinite(half[name]), name
             assert half[name] == pytest.approx(value, rel=0.2, abs=0.1), name
+
+
+@pytest.mark.parametrize("kind", ["projected", "encoder"])
+def test_a_run_in_half_precision_goes_on_exactly(folder, trunk, tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(CHANNEL_TABLES, "slim", dict(CHANNELS))
+
+    def train(out: str, kimg: float):
+        if kind == "encoder":
+            options = encoder_tests.make_options(folder, tmp_path / out, kimg=kimg, precision="bf16")
+            run = encoder_tests.make_run(options)
+            run.runtime = Runtime(CPU, options.precision)
+            training = EncoderTraining(run, EncoderLessons(run))
+        else:
+            options = GanOptions(
+                data=str(folder),
+                out=str(tmp_path / out),
+                kimg=kimg,
+                resolution=32,
+                w_dim=W_DIM,
+                batch_size=4,
+                feature_resolution=32,
+                precision="bf16",
+            )
+            training = GanTraining(build_run(options, Runtime(CPU, options.precision), trunk=trunk))
+        training.setup()
+        training.fit()
+        return training.state()
+
+    whole = train("whole", 0.012)
+    train("parts", 0.004)
+    parts = train("parts", 0.012)
+    both = list(zip(tensors(whole), tensors(parts), strict=True))
+    assert len(both) > 20
+    assert all(torch.equal(a, b) for a, b in both)
+
+
+def test_auto_takes_half_precision_only_where_the_processor_has_units(monkeypatch):
+    found = {"avx512_bf16": True, "amx_bf16": False}
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert bf16_units(CPU) == "AVX512_BF16"
+    assert choose_precision("auto", CPU) == "bf16"
+    found["amx_bf16"] = True
+    assert bf16_units(CPU) == "AMX-BF16"
+    found.clear()
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16", "who asks for it gets it"
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    with pytest.raises(OptionError, match="'half', expected fp32, bf16 or auto"):
+        choose_precision("half", CPU)
+    # Versions of PyTorch without the table, with single queries and without any.
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert bf16_units(CPU) == "AVX512_BF16"
+    for query in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, query)
+    assert bf16_units(CPU) == ""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert bf16_units(CPU) == "", "without oneDNN nothing uses the units"
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_what_a_run_leaves_says_what_it_used(monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units}, raising=False)
+    used = "bf16" if units else "fp32"
+    assert settle(GanOptions(precision="auto"), CPU).precision == used
+    runtime = Runtime(CPU, "auto")
+    assert (runtime.precision, str(runtime)) == (used, f"cpu in {used}")
+    with runtime.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if units else torch.float32)
+
+
+def test_what_half_precision_would_spoil_is_computed_in_single(generator):
+    rng = torch.Generator().manual_seed(3)
+    image, other = (torch.rand(2, 3, 32, 32, generator=rng) * 2 - 1 for _ in range(2))
+    z, codes = torch.randn(2, 2, W_DIM, generator=rng)
+    numbers = {
+        "mapping": lambda: generator.mapping(z),
+        "contextual": lambda: losses.contextual_distance([image], [other]),
+        "gram": lambda: losses.gram_distance([image], [other]),
+        "energy": lambda: losses.energy_distance(z, codes),
+        "changes": lambda: augment_lightly(image, 1.0, torch.Generator().manual_seed(1)),
+    }
+    for name, compute in numbers.items():
+        whole = compute()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(compute(), whole), name
+    close = losses.maps_distance([image.bfloat16()], [(image + 0.01).bfloat16()], weights=[1.0])
+    assert close.dtype == torch.float32
+
+
+def test_the_generator_is_judged_by_heads_that_have_just_learned(folder, tmp_path):
+    """In one context of autocast, which keeps half copies of weights."""
+    training = make_dual(folder, tmp_path / "out", lr_d=0.1, augment_p=0.0)
+    judge = training.start_adversary()
+    fake, real = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own, _ = judge.judge(fake, real, StepRandom(0, 1, 0, CPU), 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = judge.network.eval().judge(judge.network.features(fake))
+        now = torch.stack([losses.hinge_g_loss(x) for x in logits]).mean()
+    assert own.item() == pytest.approx(now.item(), abs=0.05)
