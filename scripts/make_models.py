@@ -4,9 +4,11 @@
     python scripts/make_models.py --jobs 2             # make it, two jobs at a time
     python scripts/make_models.py --only toon clay     # some jobs; their parents stay as they are
     python scripts/make_models.py --accept heads       # a recipe changed and the file stays as it is
+    python scripts/make_models.py --without pairs      # do not render the data set pairs, nor learn from it
 
 recipes/bundle.yaml lists the jobs, docs/bundled-models.md explains them.  Every job keeps its state and its log in a
 folder below --runs; files reach the package when their job has ended well, with their cards, and the index with them.
+Data sets that jobs share lie below --data and are made once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from pathlib import Path
 
 from limner.app.console import Console, format_seconds
 from limner.errors import LimnerError
-from limner.training.bundle import Job, build_index, find_stale, read_jobs, write_index
+from limner.training.bundle import (
+    Job,
+    build_index,
+    find_stale,
+    is_whole,
+    leave_out,
+    missing_wants,
+    read_jobs,
+    write_index,
+)
 from limner.training.chain import STATE, Chain, Progress
 from limner.zoo import BUNDLED_DIR
 
@@ -30,7 +41,8 @@ SHOWN = 110
 
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
-    runs = Path(os.environ.get("LIMNER_RUNS") or ROOT.parent / "runs") / "models"
+    data = Path(os.environ.get("LIMNER_RUNS") or ROOT.parent / "runs")
+    runs = data / "models"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,6 +52,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--anew", action="store_true", help="forget what earlier tries have done")
     parser.add_argument(
         "--accept", nargs="+", default=[], metavar="NAME", help="take changed recipes as read"
+    )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets to do without; the others are made",
     )
     parser.add_argument("--cold", action="store_true", help="do not start from the weights that are there")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time")
@@ -51,6 +70,7 @@ def parse() -> argparse.Namespace:
         "--every", type=float, default=30.0, metavar="SECONDS", help="between lines of progress"
     )
     parser.add_argument("--runs", type=Path, default=runs, help=f"folder for states and logs ({runs})")
+    parser.add_argument("--data", type=Path, default=data, help=f"folder for data sets ({data})")
     parser.add_argument("--recipes", type=Path, default=ROOT / "recipes/bundle.yaml", help="list of jobs")
     parser.add_argument("--bundled", type=Path, default=BUNDLED_DIR, help="folder of bundled files")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder that recipes' paths are relative to")
@@ -76,15 +96,20 @@ def show_plan(
         console.print("every bundled model is up to date")
         return
     console.table(("job", "parent", "why", "training, at most", ""), rows)
+    for name, job in jobs.items():
+        missing = missing_wants(job, options.root)
+        users = [user for user in stale if name in jobs[user].needs]
+        if users and missing and not is_whole(job, options.root, options.data):
+            console.print(f"without {name}, which needs {', '.join(missing)}: {', '.join(users)}")
     if total:
         console.print(f"time limits together: {format_seconds(total)}, by {options.jobs} at a time")
 
 
 def make(console: Console, options: argparse.Namespace) -> int:
     """Find what is stale, make it, and return the exit status."""
-    jobs = read_jobs(options.recipes)
+    jobs = leave_out(read_jobs(options.recipes), options.without)
     index = build_index(options.bundled, jobs, options.root, accept=options.accept)
-    stale = find_stale(jobs, index, options.root, only=options.only, force=options.force)
+    stale = find_stale(jobs, index, options.root, only=options.only, force=options.force, data=options.data)
     show_plan(console, jobs, stale, options)
     if options.plan:
         return 0
@@ -102,6 +127,7 @@ def make(console: Console, options: argparse.Namespace) -> int:
         root=options.root,
         bundled=options.bundled,
         runs=options.runs,
+        data=options.data,
         slots=options.jobs,
         threads=options.threads or max((os.cpu_count() or 1) // options.jobs, 1),
         seconds_scale=options.seconds_scale,

@@ -30,6 +30,7 @@ from limner.training.bundle import (
     find_stale,
     format_index,
     generator_digest,
+    leave_out,
     read_header,
     read_index,
     read_jobs,
@@ -108,6 +109,46 @@ models:
     steps: ["python make.py {new}/other.safetensors other none {run}"]
 """
 NAMES = ("base", "style", "encoder", "blend", "other")
+# Two models that learn from pictures, where there are assets to render them with.
+DATA_BUNDLE = """
+data:
+  scenes:
+    wants: [assets]
+    steps: ["python render.py {scenes} {count}"]
+models:
+  base:
+    files: [base.safetensors]
+    recipe: [base.yaml]
+    steps: ["python make.py {new}/base.safetensors base none {run}"]
+  style:
+    files: [style.limner]
+    parent: base
+    needs: [scenes]
+    recipe: [style.yaml]
+    steps:
+      - {run: "python train.py {run}/count 1 --data given", more: "--data given,{scenes}"}
+      - python make.py {new}/style.limner style base {run}
+  other:
+    files: [other.safetensors]
+    needs: [scenes]
+    recipe: [other.yaml]
+    steps:
+      - {run: "python train.py {run}/count 1 --data given", more: "--data given,{scenes}"}
+      - python make.py {new}/other.safetensors other none {run}
+"""
+RENDER = '''"""Render what is missing."""
+import pathlib, sys
+
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+if pathlib.Path("assets/broken").exists():
+    print("no OpenGL")
+    sys.exit(4)
+for number in range(int(sys.argv[2])):
+    if not (folder / f"{number}.png").exists():
+        (folder / f"{number}.png").write_text(str(number))
+        open("order.txt", "a").write(f"scene{number}\\n")
+'''
 
 
 @pytest.fixture
@@ -394,6 +435,10 @@ def test_the_script_plans_and_makes(root):
         ("x: {files: [x.limner], recipe: [], steps: ['python x'], parent: x}", "in a circle"),
         ("x: {files: [x.limner], recipe: []}", "x must be a mapping with steps"),
         (
+            "x: {files: [x.limner], recipe: [], steps: ['python x']}\ndata: {x: {steps: [a]}}",
+            "'data' must be a mapping of data sets, none of them with the name of a model",
+        ),
+        (
             "x: {files: [x.limner], recipes: [], steps: ['python x']}",
             "unknown option 'recipes'; did you mean",
         ),
@@ -510,6 +555,100 @@ def test_a_blend_style_of_a_new_child_is_not_made_from_the_old_one(tmp_path):
     style = blend_style("drawn", options, file=fresh)
     style.check_base(new)
     assert style.options["child"] == "drawn"
+
+
+def set_data(root: Path, *, count: int = 3, assets: bool = True) -> Path:
+    """Let `style` and `other` learn from a data set; return its folder."""
+    (root / "bundle.yaml").write_text(DATA_BUNDLE.replace("{count}", str(count)))
+    (root / "render.py").write_text(RENDER)
+    if assets:
+        (root / "assets").mkdir(exist_ok=True)
+    return root.parent / "runs/data/scenes"
+
+
+def plan_data(root: Path, **kwargs) -> dict[str, str]:
+    return plan(root, data=root.parent / "runs/data", **kwargs)
+
+
+def make_data(root: Path, **kwargs) -> dict[str, str]:
+    results = make_chain(root).run(list(plan_data(root, **kwargs)))
+    return {name: progress.status for name, progress in results.items()}
+
+
+def test_data_is_made_once_for_all_that_learn_from_it(root):
+    folder = set_data(root)
+    assert plan_data(root)["scenes"] == "not whole, and for style, other"
+    assert make_data(root) == dict.fromkeys(("scenes", "base", "other", "style"), "made")
+    made = order(root)
+    assert made.index("scene2") < min(made.index("other"), made.index("style"))
+    assert [name for name in made if name.startswith("scene")] == ["scene0", "scene1", "scene2"]
+    given = f"--data given --data given,{folder.resolve()}"
+    assert (root / "starts.txt").read_text().splitlines() == [given, given]
+    # A lost data set makes nothing stale; it is made again for what is stale anyway, as far as it is missing.
+    shutil.rmtree(folder)
+    assert plan_data(root) == {}
+    set_recipe(root, "other", value=2)
+    assert list(plan_data(root)) == ["scenes", "other"]
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_text("0")
+    assert make_data(root, only=("other",)) == {"scenes": "made", "other": "made"}
+    assert order(root) == ["scene1", "scene2", "other"]
+    # More of it is another data set; alone, too.
+    set_data(root, count=4)
+    assert plan_data(root, only=("scenes",)) == {"scenes": "not whole"}
+    assert make_data(root, only=("scenes",)) == {"scenes": "made"}
+    assert order(root) == ["scene3"]
+    assert plan_data(root, only=("scenes",)) == {}
+
+
+def test_data_sets_are_not_kept_where_jobs_are_emptied(root):
+    with pytest.raises(OptionError, match="data and runs are both .*runs, expected two folders"):
+        make_chain(root, data=root / "../runs")
+
+
+def test_without_assets_models_do_without_the_data(root):
+    folder = set_data(root, assets=False)
+    events: list[str] = []
+    assert list(plan_data(root, only=("other",))) == ["other"]
+    chain = make_chain(root, on_event=lambda name, progress, line: events.append(line))
+    assert chain.run(["other"])["other"].status == "made"
+    assert (root / "starts.txt").read_text().splitlines() == ["--data given"]
+    assert not folder.exists()
+    assert events[0].startswith("step 1 of 2 (without scenes, which is not there): ")
+    assert "(without scenes, which is not there)" in (root.parent / "runs/other/log.txt").read_text()
+    with pytest.raises(OptionError, match="scenes is made from assets, which is missing"):
+        plan_data(root, only=("scenes",))
+    # With assets, training does not go on from where it was without the data.
+    set_recipe(root, "other", value=2, fail="true")
+    assert make_data(root, only=("other",)) == {"other": "failed"}
+    (root / "assets").mkdir()
+    (root / "make.py").write_text(MAKE.replace('recipe.get("fail")', "False"))
+    assert make_data(root, only=("other",)) == {"scenes": "made", "other": "made"}
+    assert (root / "starts.txt").read_text().splitlines()[1:] == [
+        "--data given",
+        f"--data given --data given,{folder.resolve()}",
+    ]
+
+
+def test_data_that_cannot_be_made_stops_what_learns_from_it(root):
+    set_data(root)
+    (root / "assets/broken").touch()
+    assert make_data(root, only=("other", "base")) == {"scenes": "failed", "base": "made", "other": "skipped"}
+    order(root)
+    jobs = leave_out(read_jobs(root / "bundle.yaml"), ["scenes"])
+    assert not jobs["other"].needs
+    with pytest.raises(OptionError, match="no data set is called other; known: scenes"):
+        leave_out(read_jobs(root / "bundle.yaml"), ["other"])
+    data = root.parent / "data"
+    text = call(root, "--only", "other", "--without", "scenes", "--data", str(data)).communicate(timeout=60)[
+        0
+    ]
+    assert "in place: other.safetensors" in text
+    assert not data.exists()
+    shutil.rmtree(root / "assets")
+    (root / "bundled/other.safetensors").unlink()
+    text = call(root, "--plan", "--data", str(data)).communicate(timeout=60)[0]
+    assert "without scenes, which needs assets: " in text
 
 
 def test_a_second_chain_is_kept_out(root, monkeypatch):

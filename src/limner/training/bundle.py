@@ -1,7 +1,8 @@
 """Which models ship with the package, what each is made by and from, and which of them are stale.
 
 ``recipes/bundle.yaml`` says how every file is made; ``bundled/index.json`` says what the files that are there were made
-from: the digest of the recipe and that of the base.  Nothing here imports torch unless a model is new.
+from: the digest of the recipe and that of the base.  Data sets that several models learn from are jobs too; they are no
+part of the package, and made only for a model that is stale.  Nothing here imports torch unless a model is new.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from limner.zoo import file_digest
 
 SUFFIXES = (".safetensors", ".limner")
 INDEX = "index.json"
+DATA_MARK = "made.json"  # in the folder of a data set that is whole
 RESULT_OPTIONS = ("out", "precision")  # options of a recipe that say where and how fast, not what from
 Index = dict[str, dict[str, Any]]
 
@@ -35,6 +37,8 @@ class Step(Options):
     """command line; `python` and `limner` are those of this process, the words in braces are filled in"""
     warm: str = ""
     """words to add when the file of the job is there already, to start from it"""
+    more: str = ""
+    """words to add when the data sets that the job needs are there, to learn from them too"""
     seconds: float = knob(0.0, lo=0)
     """what {seconds} stands for, less what an earlier try has used; 0 for no limit"""
     kimg: float = knob(0.0, lo=0)
@@ -52,7 +56,16 @@ class JobOptions(Options):
     parent: str = ""
     """the model that it is made from, and useless without"""
     needs: tuple[str, ...] = ()
-    """further models that its steps work with, and that are made before it; when they are made again, so is it"""
+    """further models that its steps work with, and that are made before it; when they are made again, so is it; also
+    data sets, which it learns from where they can be made"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Options):
+    """One data set of ``recipes/bundle.yaml``, steps aside; {NAME} in any step is its folder."""
+
+    wants: tuple[str, ...] = ()
+    """what it is made from, files or folders; where one is missing, models do without the data set"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +76,8 @@ class Job:
         name: of the job, mostly the model's.
         files, recipe, parent, needs: see `JobOptions`.
         steps: commands, in order.
+        wants: see `DataOptions`.
+        is_data: it makes a data set and no files of the package.
     """
 
     name: str
@@ -71,11 +86,13 @@ class Job:
     parent: str
     steps: tuple[Step, ...]
     needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    is_data: bool = False
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models in its files."""
-        return tuple(Path(file).stem for file in self.files)
+        """Names of the models in its files, or of the data set."""
+        return (self.name,) if self.is_data else tuple(Path(file).stem for file in self.files)
 
 
 def read_jobs(path: Path) -> dict[str, Job]:
@@ -85,27 +102,26 @@ def read_jobs(path: Path) -> dict[str, Job]:
         OptionError: unknown entries, unknown parents, a circle, a file made twice.
     """
     recipe = read_recipe(path)
-    entries = recipe.get("models")
-    if not isinstance(entries, dict) or not entries:
+    models, data = recipe.get("models"), recipe.get("data") or {}
+    if not isinstance(models, dict) or not models:
         raise OptionError(f"{path} must have an entry 'models' that names jobs")
+    if not isinstance(data, dict) or set(data) & set(models):
+        raise OptionError(
+            f"{path}: 'data' must be a mapping of data sets, none of them with the name of a model"
+        )
     jobs: dict[str, Job] = {}
-    for name, entry in entries.items():
+    for name, entry in (data | models).items():
         where = f"{path}: {name}"
         if not isinstance(entry, dict) or not entry.get("steps"):
             raise OptionError(f"{where} must be a mapping with steps")
         values = {key: _fill_name(value, name) for key, value in entry.items() if key != "steps"}
-        options = from_mapping(JobOptions, values, where)
-        steps = [step if isinstance(step, dict) else {"run": step} for step in entry["steps"]]
-        jobs[name] = Job(
-            name=name,
-            files=options.files,
-            recipe=options.recipe,
-            parent=options.parent,
-            steps=tuple(
-                from_mapping(Step, _fill_name(step, name), f"{where}, step {step}") for step in steps
-            ),
-            needs=options.needs,
-        )
+        options = from_mapping(DataOptions if name in data else JobOptions, values, where)
+        lines = [step if isinstance(step, dict) else {"run": step} for step in entry["steps"]]
+        steps = tuple(from_mapping(Step, _fill_name(step, name), f"{where}, step {step}") for step in lines)
+        if isinstance(options, DataOptions):
+            jobs[name] = Job(name, (), (), "", steps, wants=options.wants, is_data=True)
+        else:
+            jobs[name] = Job(name, options.files, options.recipe, options.parent, steps, options.needs)
     return _sort(jobs, path)
 
 
@@ -144,8 +160,49 @@ def _sort(jobs: dict[str, Job], path: Path) -> dict[str, Job]:
 
 
 def maker(jobs: Mapping[str, Job], model: str) -> str:
-    """Return the name of the job that makes a model; empty if none does."""
+    """Return the name of the job that makes a model or data set; empty if none does."""
     return next((job.name for job in jobs.values() if model in job.models), "")
+
+
+def data_sets(jobs: Mapping[str, Job], job: Job) -> list[Job]:
+    """Return the data sets that a job learns from where they are there."""
+    return [jobs[name] for name in job.needs if name in jobs and jobs[name].is_data]
+
+
+def leave_out(jobs: Mapping[str, Job], names: Collection[str]) -> dict[str, Job]:
+    """Return the jobs without some data sets: models learn from what else they have.
+
+    Raises:
+        OptionError: there is no such data set.
+    """
+    known = [name for name, job in jobs.items() if job.is_data]
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError(f"no data set is called {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    return {
+        name: dataclasses.replace(job, needs=tuple(need for need in job.needs if need not in names))
+        for name, job in jobs.items()
+        if name not in names
+    }
+
+
+def missing_wants(job: Job, root: Path) -> list[str]:
+    """Return what a data set cannot be made without, and is not there."""
+    return [want for want in job.wants if not (root / want).exists()]
+
+
+def is_whole(job: Job, root: Path, data: Path) -> bool:
+    """Whether a data set was made to its end, by the steps as they stand.
+
+    Args:
+        job: of the data set.
+        root: folder that paths are relative to.
+        data: folder of data sets.
+    """
+    try:
+        mark = json.loads((data / job.name / DATA_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(mark, dict) and mark.get("recipe_digest") == recipe_digest(job, root)
 
 
 def recipe_digest(job: Job, root: Path) -> str:
@@ -311,8 +368,12 @@ def find_stale(
     *,
     only: Collection[str] = (),
     force: bool = False,
+    data: Path = Path("data"),
 ) -> dict[str, str]:
     """Return job name -> why it has to run, in order; jobs that are up to date are left out.
+
+    Data sets have to be made when a job that learns from them has to run; where what they are made from is missing, they
+    are left out too.
 
     Args:
         jobs: see `read_jobs`.
@@ -320,9 +381,10 @@ def find_stale(
         root: folder that the recipes' paths are relative to.
         only: names of jobs or models; empty for all.
         force: the named ones run in any case.
+        data: folder of data sets.
 
     Raises:
-        OptionError: an unknown name; a recipe is missing.
+        OptionError: an unknown name; a recipe is missing; a data set is named that cannot be made.
     """
     unknown = [name for name in only if name not in jobs and not maker(jobs, name)]
     if unknown:
@@ -330,7 +392,7 @@ def find_stale(
     chosen = {name if name in jobs else maker(jobs, name) for name in only} or set(jobs)
     stale: dict[str, str] = {}
     for name, job in jobs.items():
-        if name not in chosen:
+        if name not in chosen or job.is_data:
             continue
         reason = "asked for" if force else _reason(job, index, root)
         again = [model for model in (job.parent, *job.needs) if maker(jobs, model) in stale]
@@ -338,7 +400,18 @@ def find_stale(
             reason = f"{again[0]} will be made again"
         if reason:
             stale[name] = reason
-    return stale
+    for name, job in jobs.items():
+        users = [other for other in stale if name in jobs[other].needs]
+        if not job.is_data or not (users or name in only):
+            continue
+        missing = missing_wants(job, root)
+        if missing and name in only:
+            raise OptionError(f"{name} is made from {', '.join(missing)}, which is missing")
+        if name in only and force:
+            stale[name] = "asked for"
+        elif not missing and not is_whole(job, root, data):
+            stale[name] = f"not whole, and for {', '.join(users)}" if users else "not whole"
+    return {name: stale[name] for name in jobs if name in stale}
 
 
 def _reason(job: Job, index: Index, root: Path) -> str:

@@ -2,6 +2,7 @@
 
 Every job has a folder: ``job.json`` (how far it is), ``log.txt``, ``old/`` (the files that were there before), ``new/``
 (what it made), and what its commands keep.  Files reach the package only when all steps of their job have ended well.
+Data sets have a folder elsewhere, which several jobs learn from and which outlives them; a mark in it says that it is whole.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from pathlib import Path
 from limner.errors import LimnerError, OptionError, ZooError
 from limner.files import replacing
 from limner.training.bundle import (
+    DATA_MARK,
     Index,
     Job,
     build_index,
+    data_sets,
     describe,
     generator_digest,
+    is_whole,
     maker,
     parent_digest,
     recipe_digest,
@@ -85,6 +89,7 @@ class Chain:
         root: folder in which commands run and that recipes' paths are relative to.
         bundled: folder of the bundled files.
         runs: folder for the jobs' folders.
+        data: folder for data sets; ``runs/data`` where none is given.
         slots: jobs at a time.
         threads: of each.
         seconds_scale: factor of the time limits of steps, and of the images that fit into them.
@@ -101,6 +106,7 @@ class Chain:
         root: Path,
         bundled: Path,
         runs: Path,
+        data: Path | None = None,
         slots: int = 1,
         threads: int = 1,
         seconds_scale: float = 1.0,
@@ -110,6 +116,9 @@ class Chain:
         digest_of: Callable[[Path], str] = generator_digest,
     ):
         self.jobs, self.root, self.bundled, self.runs = jobs, root, bundled, runs
+        self.data = data or runs / "data"
+        if self.data.resolve() == runs.resolve():  # jobs' folders are emptied when a job begins anew
+            raise OptionError(f"data and runs are both {runs}, expected two folders")
         self.slots, self.threads, self.scale, self.warm = slots, threads, seconds_scale, warm
         self.on_event: OnEvent = on_event or (lambda name, progress, line: None)
         self.every_s, self.digest_of = every_s, digest_of
@@ -156,6 +165,10 @@ class Chain:
     def _is_made(self, name: str) -> bool:
         return f'"status": "{MADE}"' in _read(self.folder(name) / STATE)
 
+    def _has(self, job: Job) -> bool:
+        """Whether a data set is there."""
+        return is_whole(job, self.root, self.data)
+
     def index(self) -> Index:
         """Return the index of the files that are there."""
         return build_index(self.bundled, self.jobs, self.root, digest_of=self.digest_of)
@@ -198,6 +211,8 @@ class Chain:
         if job.parent and not base:
             raise ZooError(f"{job.name} is made from {job.parent}, whose file is missing")
         key, folder = f"{recipe_digest(job, self.root)}-{base}", self.folder(job.name)
+        if names := [one.name for one in data_sets(self.jobs, job) if self._has(one)]:
+            key += f"-{','.join(names)}"  # training cannot go on from other pictures
         if folder.exists():
             try:
                 progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
@@ -205,9 +220,12 @@ class Chain:
                 raise OptionError(
                     f"{folder} is no folder of this job ({STATE} is missing or broken); remove it"
                 ) from None
-            if progress.key == key:
+            # A data set that was whole once and is to be made has been lost since.
+            lost = job.is_data and progress.done == len(job.steps)
+            if progress.key == key and not lost:
                 return progress
             shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         for part in ("old", "new"):
             for file in job.files:
                 (folder / part / file).parent.mkdir(parents=True, exist_ok=True)
@@ -226,17 +244,20 @@ class Chain:
             progress.status, progress.note = MADE, ""
             progress.save(folder)
             results[job.name] = progress
-            self.on_event(job.name, progress, "in place: " + ", ".join(job.files))
+            what = str(self.data / job.name) if job.is_data else ", ".join(job.files)
+            self.on_event(job.name, progress, f"in place: {what}")
             return
         words = self._words(job, progress)
         progress.status, progress.note = "running", ""
         progress.save(folder)
+        without = [one.name for one in data_sets(self.jobs, job) if not self._has(one)]
+        note = f" (without {', '.join(without)}, which is not there)" if without else ""
         self.on_event(
-            job.name, progress, f"step {progress.done + 1} of {len(job.steps)}: {' '.join(words[1:])}"
+            job.name, progress, f"step {progress.done + 1} of {len(job.steps)}{note}: {' '.join(words[1:])}"
         )
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         with (folder / LOG).open("ab") as log:
-            log.write(f"\n== {time.strftime('%F %T')} {' '.join(words)}\n".encode())
+            log.write(f"\n== {time.strftime('%F %T')}{note} {' '.join(words)}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 words,
@@ -265,9 +286,14 @@ class Chain:
             "kimg": f"{step.kimg * self.scale:g}",
             "half_kimg": f"{step.kimg * self.scale / 2:g}",
         }
+        sets = [one for one in self.jobs.values() if one.is_data]
+        places |= {one.name: str((self.data / one.name).resolve()) for one in sets}
         words = split_words(step.run, places)
         if self.warm and all((folder / "old" / file).is_file() for file in job.files):
             words += split_words(step.warm, places)
+        learned = data_sets(self.jobs, job)
+        if learned and all(self._has(one) for one in learned):
+            words += split_words(step.more, places)
         heads = {"python": [sys.executable], "limner": [sys.executable, "-m", "limner"]}
         if words[0] not in heads:
             raise OptionError(f"{job.name}: a step begins with {words[0]!r}, expected python or limner")
@@ -309,6 +335,9 @@ class Chain:
         Raises:
             ZooError: a file or card is missing, has no metadata, or was made from another base.
         """
+        if job.is_data:
+            self._mark(job)
+            return
         new = self.folder(job.name) / "new"
         base = parent_digest(job, self.index()) if job.parent else ""
         for file in job.files:
@@ -332,6 +361,15 @@ class Chain:
             self.bundled,
             build_index(self.bundled, self.jobs, self.root, accept=(job.name,), digest_of=self.digest_of),
         )
+
+    def _mark(self, job: Job) -> None:
+        """Say in the folder of a data set that it is whole."""
+        folder = self.data / job.name
+        if not folder.is_dir():
+            raise ZooError(f"the steps of {job.name} ended well but did not make {folder}")
+        with replacing(folder / DATA_MARK) as temporary:
+            mark = {"recipe_digest": recipe_digest(job, self.root)}
+            temporary.write_text(json.dumps(mark) + "\n", encoding="utf-8")
 
     def _stop(self) -> None:
         """End the steps that run: they get time to save their state."""
