@@ -28,7 +28,8 @@ BUDGETS = {
     "translator": (("translator",), 2.2 * MB),
     "children": (("child",), 2 * MB),
     "styles": (("style",), 4 * MB),  # eight of at most half a megabyte
-    "dual": (("dual",), 1.7 * MB),
+    "dual": (("dual",), 1.5 * MB),
+    "detail": (("detail",), 0.2 * MB),
 }
 LARGEST_STYLE = MB // 2
 BUNDLE = ROOT / "recipes/bundle.yaml"  # not options of a command, but the list of jobs
