@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from limner.app.cli import describe
 from limner.errors import LimnerError, OptionError
 from limner.options import (
     Options,
@@ -20,6 +21,7 @@ from limner.options import (
     read_recipe,
     to_mapping,
     to_words,
+    with_default,
 )
 
 
@@ -152,9 +154,9 @@ def test_words_give_the_same_options_on_the_command_line():
     assert to_words(GanOptions()) == []
     options = GanOptions(data=("a b", "c"), mirror=False, only_discriminator=True, kimg=2.5)
     words = to_words(options)
-    assert words == ["--data", "a b,c", "--kimg", "2.5", "--no-mirror", "--only-discriminator"]
+    assert words == ["--no-mirror", "--kimg", "2.5", "--data", "a b,c", "--only-discriminator"]
     assert cli.parse_options("train gan", GanOptions, words) == options
-    assert to_words(options, leave_out=("data", "kimg")) == words[4:]
+    assert to_words(options, leave_out=("data", "kimg")) == ["--no-mirror", "--only-discriminator"]
     assert to_words(SampleOptions(rows=(1, 2))) == ["--rows", "1,2"]
     for words, data in ((["--data", "a", "--data", "b,c"], ("a", "b", "c")), (["--data", ""], ())):
         assert cli.parse_options("train gan", GanOptions, words).data == data
@@ -205,3 +207,16 @@ except ImportError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert "pip install pyyaml, or write it as JSON" in done.stdout
+
+
+def test_another_default_keeps_range_and_help():
+    @dataclasses.dataclass(frozen=True)
+    class Other(BaseOptions):
+        """The same from 7 on."""
+
+        seed: int = with_default(BaseOptions, "seed", 7)
+
+    assert Other().seed == 7
+    with pytest.raises(OptionError, match="seed is -1"):
+        Other(seed=-1)
+    assert describe(Other, dataclasses.fields(Other)[0]) == "start of the random numbers (from 0; default 7)"

@@ -72,6 +72,11 @@ class Options:
             check_value(field, getattr(self, field.name))
 
 
+def with_default(base: type[Options], name: str, default: Any) -> Any:
+    """Declare an option of ``base`` again with another default; range, choices and help stay."""
+    return dataclasses.field(default=default, metadata=base.__dataclass_fields__[name].metadata)
+
+
 def check_value(field: dataclasses.Field, value: Any) -> None:
     """Raise `OptionError` unless ``value`` lies in the field's range and choices."""
     choices, lo, hi = (field.metadata.get(key) for key in ("choices", "lo", "hi"))

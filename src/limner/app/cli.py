@@ -217,12 +217,9 @@ def build_parser(name: str, options_class: type[Options]) -> Parser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
     )
     own = parser.add_argument_group("options")
-    # What only this command has comes before what it shares with others.
-    fields = sorted(
-        dataclasses.fields(options_class),
-        key=lambda field: field.name not in vars(options_class)["__annotations__"],
-    )
-    for field in fields:
+    # What only this command has comes before what it shares with others, with a few first.
+    names = [name for base in options_class.__mro__ for name in vars(base).get("__annotations__", ())]
+    for field in sorted(dataclasses.fields(options_class), key=lambda field: names.index(field.name)):
         if field.init:
             add_field(parser if is_positional(field) else own, options_class, field)
     common = parser.add_argument_group("options of every command")

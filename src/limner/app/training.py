@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from limner.app.console import Console
 from limner.errors import MissingExtraError
 from limner.options import to_mapping
-from limner.training.encoder_options import EncoderOptions
-from limner.training.hyper_options import HyperOptions
-from limner.training.options import GanOptions
-from limner.training.translator_options import TranslatorOptions
+from limner.training.shared_options import LoopOptions
 
 if TYPE_CHECKING:
     from limner.training.run import Journal, Runtime
 
-TrainOptions = TypeVar("TrainOptions", GanOptions, EncoderOptions, TranslatorOptions, HyperOptions)
+TrainOptions = TypeVar("TrainOptions", bound=LoopOptions)
 
 
 def launch(

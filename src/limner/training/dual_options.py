@@ -8,7 +8,8 @@ import json
 from dataclasses import dataclass
 
 from limner.errors import OptionError
-from limner.options import Options, knob, precision_knob, to_mapping
+from limner.options import knob, to_mapping, with_default
+from limner.training.shared_options import RunOptions
 
 STAGES = ("tune", "destylize", "structure", "style", "refine", "sampler")
 TITLES = {
@@ -22,7 +23,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class DualTrainOptions(Options):
+class DualTrainOptions(RunOptions):
     """Train a DualStyleGAN on a folder of portraits: six stages in order, each resumed where it stopped.
 
     Source: Yang et al. 2022 (arXiv 2203.13248), sections 3.1 to 3.3; weights and rates as published.  Lengths and batch
@@ -59,17 +60,11 @@ class DualTrainOptions(Options):
     """File of ArcFace (model_ir_se50.pth); empty for one that is installed, else the bundled embedder."""
     until: str = knob("sampler", choices=STAGES)
     """Last stage to run."""
-    seconds: float = knob(0.0, lo=0)
-    """Stop, state saved, after this many seconds; 0 for no limit. Calling again resumes."""
-    save_seconds: float = knob(120.0, lo=1)
-    """Seconds between saved states."""
+    save_seconds: float = with_default(RunOptions, "save_seconds", 120.0)
     sheet_seconds: float = knob(120.0, lo=0)
     """Seconds between previews, besides the last one of every stage; 0 for only that."""
     scale: float = knob(1.0, lo=0.001, hi=1000)
     """Factor of all lengths: images of the stages, steps of the searches."""
-    seed: int = knob(0, lo=0)
-    """Seed of everything random."""
-    precision: str = precision_knob()
 
     discriminator: str = knob("projected", choices=("projected", "stylegan2"))
     """projected: small heads on frozen EfficientNet-Lite0 features, fit for a CPU; stylegan2: as published."""

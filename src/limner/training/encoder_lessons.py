@@ -13,66 +13,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from limner.errors import KeyMismatchError, OptionError
-from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, maps_distance, r1_penalty
-from limner.nn.compact import CompactBody, CompactCore, CompactEncoder, resize
+from limner.errors import OptionError
+from limner.losses import Embedder, logistic_d_loss, logistic_g_loss, r1_penalty
+from limner.nn.compact import CompactCore, CompactEncoder, resize
 from limner.nn.embedding import LatentCritic
 from limner.nn.features import Lite0
-from limner.nn.layers import at_least_float
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.encoder_options import EncoderOptions
-from limner.training.games import draw_w_plus
-from limner.training.hyper_options import HyperOptions
-from limner.training.optimizers import make_optimizer
+from limner.training.lessons import (
+    ADAM_BETA1,
+    MOST_INPUT_PX,
+    PLAIN_SHARE,
+    CoreLessons,
+    CoreRun,
+    draw_codes,
+    jitter_colours,
+    picture_losses,
+    take_over,
+    weighted_sum,
+)
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
-from limner.training.translator_options import TranslatorOptions
 
 CRITIC_ROWS = 256
-MOST_INPUT_PX = 256
-ADAM_BETA1 = 0.9
-PLAIN_SHARE = 0.1
-"""Share of the plain difference of w in the loss of known codes; it holds what the picture does not show."""
 
 
 @dataclass
-class EncoderRun:
-    """The networks of a run and how far it is.
+class EncoderRun(CoreRun[EncoderOptions, CompactEncoder]):
+    """The networks of a run and how far it is; see also `CoreRun`.
 
     Args:
-        options: settings.
-        runtime: device and processes.
-        generator: frozen base.
-        encoder: trained.
-        average: its average, which is shipped.
         embedder: identity embedder; None leaves its loss out.
         pictures: training pictures; None where there are none.
-        critic: latent discriminator, if the options ask for one.
     """
 
-    options: EncoderOptions
-    runtime: Runtime
-    generator: Generator
-    encoder: CompactEncoder
-    average: CompactEncoder
     embedder: Embedder | None = None
     pictures: PictureSet | None = None
-    critic: LatentCritic | None = None
-    step: int = 0
-    images: int = 0
-
-    @property
-    def kimg(self) -> float:
-        """Thousands of images seen."""
-        return self.images / 1000
-
-    def learning_rate(self, full: float) -> float:
-        """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
-        return scheduled_rate(full, self.images, self.options)
 
     def free_rows(self) -> int | None:
         """Return how many rows may differ from the others now; None for all."""
@@ -161,39 +140,6 @@ def build_run(
     )
 
 
-def scheduled_rate(
-    full: float, images: int, options: EncoderOptions | TranslatorOptions | HyperOptions
-) -> float:
-    """Return a learning rate: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
-    rise = 1.0
-    if options.warmup_kimg:
-        rise = min(1.0, (images + options.batch_size) / (1000 * options.warmup_kimg))
-    if not options.decay_kimg:
-        return full * rise
-    progress = min(max(1 - (options.kimg - images / 1000) / options.decay_kimg, 0.0), 1.0)
-    return full * rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-@torch.no_grad()
-def take_over(core: CompactBody, init: CompactBody) -> None:
-    """Copy a core's weights and the scales of its views; mean and spread of w stay, they belong to the generator.
-
-    Raises:
-        KeyMismatchError: the two differ in size.
-    """
-    ours, theirs = core.config(), init.config()
-    if ours != theirs:
-        differ = [
-            f"{key} {theirs.get(key)}, here {ours[key]}" for key in ours if ours[key] != theirs.get(key)
-        ]
-        raise KeyMismatchError(f"init has another size: {'; '.join(differ)}; start without it")
-    own = core.state_dict()
-    state = {
-        name: own[name] if name in ("w_avg", "w_std") else value for name, value in init.state_dict().items()
-    }
-    core.load_state_dict(state)
-
-
 @dataclass
 class Batch:
     """What one step learns from; real pictures come first.
@@ -210,63 +156,7 @@ class Batch:
     shown: int
 
 
-def jitter_colours(image: Tensor, p: float, rng: torch.Generator) -> Tensor:
-    """Change brightness, contrast and saturation, each for every image with probability ``p``; stays in [-1, 1].
-
-    Args:
-        image: (B, 3, H, W).
-        p: probability of each change.
-        rng: CPU generator.
-    """
-    if p <= 0:
-        return image
-
-    def draw(spread: float) -> Tensor:
-        amounts = (torch.rand(2, len(image), 1, 1, 1, generator=rng)).to(image)
-        return (amounts[0] * 2 - 1) * spread * (amounts[1] < p)
-
-    image = image + draw(0.3)
-    mean = image.mean((1, 2, 3), keepdim=True)
-    image = mean + (image - mean) * (1 + draw(0.3))
-    grey = image.mean(1, keepdim=True)
-    return (grey + (image - grey) * (1 + draw(0.4))).clamp(-1, 1)
-
-
-def picture_losses(
-    options: EncoderOptions | TranslatorOptions,
-    image: Tensor,
-    target: Tensor,
-    maps: list[Tensor],
-    target_maps: list[Tensor],
-    embedder: Embedder | None,
-) -> dict[str, tuple[float, Tensor]]:
-    """Return the losses of painted images with their weights.
-
-    Args:
-        options: the weights.
-        image, target: (B, 3, H, W).
-        maps, target_maps: the trunk's, of both.
-        embedder: compares the persons; None leaves that out.
-    """
-    difference = image - target
-    sizes = [k for k in (4, 16) if k <= image.shape[2]]
-    rough = [difference, *(F.avg_pool2d(difference, k) for k in sizes)]
-    losses = {
-        "l2": (options.l2, difference.square().mean()),
-        "l1": (options.l1, torch.stack([x.abs().mean() for x in rough]).sum()),
-        "perceptual": (options.perceptual, maps_distance(maps, target_maps).mean()),
-    }
-    if options.identity and embedder is not None:
-        with torch.no_grad():
-            known = at_least_float(embedder(target))
-        losses["identity"] = (
-            options.identity,
-            (at_least_float(embedder(image)) - known).square().sum(1).mean(),
-        )
-    return losses
-
-
-class EncoderLessons:
+class EncoderLessons(CoreLessons[EncoderRun]):
     """One step of training.
 
     Args:
@@ -274,15 +164,8 @@ class EncoderLessons:
     """
 
     def __init__(self, run: EncoderRun):
+        super().__init__(run)
         options = run.options
-        self.run = run
-        self.optimizer = make_optimizer(
-            options.optimizer,
-            run.encoder.core.parameters(),
-            lr=options.lr,
-            betas=(ADAM_BETA1, options.beta2),
-            weight_decay=options.weight_decay,
-        )
         self.critic_optimizer: torch.optim.Optimizer | None = None
         if run.critic is not None:
             self.critic_optimizer = torch.optim.Adam(
@@ -295,11 +178,11 @@ class EncoderLessons:
     def state(self) -> dict[str, Any]:
         """Return the optimisers' states."""
         critic = self.critic_optimizer
-        return {"optimizer": self.optimizer.state_dict(), "critic": critic and critic.state_dict()}
+        return super().state() | {"critic": critic and critic.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().load_state(state)
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state_dict(state["critic"])
 
@@ -316,11 +199,7 @@ class EncoderLessons:
         if run.pictures is not None and real:
             drawn = run.pictures.draw(real, random.cpu, mirror=options.mirror, device=run.runtime.device)
             images.append(jitter_colours(drawn, options.jitter, random.cpu))
-        w_plus = draw_w_plus(run.generator, made, options.mixing, random)
-        psi = torch.rand(made, 1, 1, generator=random.cpu).to(w_plus)
-        w_plus = torch.lerp(
-            run.generator.w_avg.expand_as(w_plus), w_plus, options.psi_min + (1 - options.psi_min) * psi
-        )
+        w_plus = draw_codes(run.generator, made, options, random)
         if made:
             painted = run.generator.synthesis(w_plus, "random", rng=random.local)
             images.append(painted.float().clamp(-1, 1))
@@ -368,10 +247,10 @@ class EncoderLessons:
                     views = self._views_of_rest(w_plus[batch.shown :].detach(), views)
             if not losses:
                 continue
-            torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
+            weighted_sum(losses).backward()
             for name, (_, value) in losses.items():
                 totals[name if name == "identity" else f"{name}_{number + 1}"] = value.item()
-        self._update()
+        self.update()
         if run.critic is not None:
             totals |= self._step_critic(w_plus[: batch.real].detach(), random)
         return totals
@@ -422,16 +301,6 @@ class EncoderLessons:
         embedder = self.run.embedder if identity else None
         target = batch.image[: batch.shown]
         return picture_losses(self.run.options, image, target, maps, target_maps, embedder)
-
-    def _update(self) -> None:
-        run = self.run
-        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
-        run.runtime.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = run.learning_rate(run.options.lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _step_critic(self, w_plus: Tensor, random: StepRandom) -> dict[str, float]:
         """Teach the latent discriminator what mapped noise looks like, and what the encoder makes."""

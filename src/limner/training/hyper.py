@@ -12,10 +12,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner import media
 from limner.errors import OptionError
@@ -25,52 +24,27 @@ from limner.losses import Embedder, maps_distance
 from limner.nn.compact import CompactEncoder, resize
 from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.hyperinverter import paint, target_layers
-from limner.nn.layers import at_least_float
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.encoder_lessons import ADAM_BETA1, jitter_colours, scheduled_rate
 from limner.training.hyper_options import HyperOptions
-from limner.training.optimizers import make_optimizer
+from limner.training.lessons import CoreLessons, CoreRun, jitter_colours, person_loss, weighted_sum
 from limner.training.run import Runtime, StepRandom
 
 FIGURES = ("psnr", "ssim", "perceptual", "identity")
 PROBES = 32
-LARGEST_GRADIENT = 5.0
 
 
 @dataclass
-class HyperRun:
-    """The networks of a run and how far it is; the names are those of `limner.training.encoder_lessons.EncoderRun`.
+class HyperRun(CoreRun[HyperOptions, CompactHyper]):
+    """The networks of a run and how far it is; see also `CoreRun`. The first stage of ``encoder`` is frozen.
 
     Args:
-        options: settings.
-        runtime: device and processes.
-        generator: frozen base.
-        encoder: trained; its first stage is frozen.
-        average: its average, which is shipped.
         pictures: training pictures.
         embedder: identity embedder; None leaves its loss out.
     """
 
-    options: HyperOptions
-    runtime: Runtime
-    generator: Generator
-    encoder: CompactHyper
-    average: CompactHyper
     pictures: PictureSet
     embedder: Embedder | None = None
-    critic: None = None
-    step: int = 0
-    images: int = 0
-
-    @property
-    def kimg(self) -> float:
-        """Thousands of images seen."""
-        return self.images / 1000
-
-    def learning_rate(self, full: float) -> float:
-        """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
-        return scheduled_rate(full, self.images, self.options)
 
 
 def build_run(
@@ -129,30 +103,8 @@ def build_run(
     return HyperRun(options, runtime, generator, network, average, pictures, embedder)
 
 
-class HyperLessons:
-    """One step of training.
-
-    Args:
-        run: networks and settings.
-    """
-
-    def __init__(self, run: HyperRun):
-        self.run = run
-        self.optimizer = make_optimizer(
-            run.options.optimizer,
-            run.encoder.core.parameters(),
-            lr=run.options.lr,
-            betas=(ADAM_BETA1, run.options.beta2),
-            weight_decay=run.options.weight_decay,
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return the optimiser's state."""
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+class HyperLessons(CoreLessons[HyperRun]):
+    """One step of training."""
 
     def step(self, random: StepRandom) -> dict[str, float]:
         """Learn from one batch; return the figures for the log."""
@@ -171,8 +123,8 @@ class HyperLessons:
             if options.size:
                 squares = [value.square().mean() for value in changes.values()]
                 losses["size"] = (options.size, torch.stack(squares).mean())
-        torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
-        self._update()
+        weighted_sum(losses).backward()
+        self.update()
         before = float((first.float() - image).square().mean())
         return {"l2_before": before, **{name: value.item() for name, (_, value) in losses.items()}}
 
@@ -187,21 +139,8 @@ class HyperLessons:
             seen = encoder.trunk(resize(painted, run.encoder.core.input_px))
             losses["perceptual"] = (options.perceptual, maps_distance(seen, maps).mean())
         if options.identity and run.embedder is not None:
-            with torch.no_grad():
-                known = at_least_float(run.embedder(image))
-            far = (at_least_float(run.embedder(painted)) - known).square().sum(1).mean()
-            losses["identity"] = (options.identity, far)
+            losses["identity"] = (options.identity, person_loss(run.embedder, painted, image))
         return losses
-
-    def _update(self) -> None:
-        run = self.run
-        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
-        run.runtime.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-        for group in self.optimizer.param_groups:
-            group["lr"] = run.learning_rate(run.options.lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 class HyperExam:

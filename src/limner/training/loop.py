@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from limner.errors import KeyMismatchError
 from limner.options import to_mapping
 from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state
+from limner.training.shared_options import LoopOptions
 
 OnStep = Callable[[dict[str, Any]], None]
 LOG_STEPS = 20
@@ -50,7 +51,7 @@ class Trainable(Protocol):
 Run = TypeVar("Run", bound=Trainable)
 
 
-def cosine_share(options: Any, images: int, lowest: float) -> float:
+def cosine_share(options: LoopOptions, images: int, lowest: float) -> float:
     """Return the share of a learning rate that is left: 1, then down to ``lowest`` over the last ``decay_kimg``."""
     if not options.decay_kimg:
         return 1.0

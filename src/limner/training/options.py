@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limner.options import Options, knob, precision_knob
+from limner.options import knob, with_default
+from limner.training.shared_options import LoopOptions
 
 CHANNEL_TABLES: dict[str, dict[int, int]] = {
     "slim": {4: 256, 8: 256, 16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 16, 1024: 8},
@@ -16,18 +17,14 @@ DISCRIMINATOR_TABLE = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16
 
 
 @dataclass(frozen=True)
-class GanOptions(Options):
+class GanOptions(LoopOptions):
     """Train a generator against a discriminator."""
 
     data: tuple[str, ...] = knob(())
     """Folder or zip of training pictures (square, aligned), or several: A,B."""
-    out: str = knob("runs/gan")
-    """Folder for state, model, sheets and log; a run found there is resumed."""
+    out: str = with_default(LoopOptions, "out", "runs/gan")
     resolution: int = knob(64, lo=8, hi=1024)
     """Side of the generated image in px, 4 times a power of two."""
-    select: str = knob("")
-    """Use only files whose number lies in FIRST-LAST, such as 0-10999, or in one of several ranges: 0-899,2000-2999; keeps
-    test pictures out of training."""
     channels: str = knob("slim", choices=tuple(CHANNEL_TABLES))
     """Channels per resolution: slim and mid for CPUs, half as stylegan2-ada below 512 px, config-f as published."""
     w_dim: int = knob(512, lo=8, hi=1024)
@@ -36,12 +33,7 @@ class GanOptions(Options):
     """Layers of the mapping network; the papers use 8, small data needs 2."""
     discriminator: str = knob("projected", choices=("projected", "stylegan2"))
     """projected: small heads on frozen EfficientNet-Lite0 features, fit for two CPU cores; stylegan2: as published."""
-    kimg: float = knob(100.0, lo=0, hi=100_000)
-    """Thousands of images the run has seen when it is finished."""
-    seconds: float = knob(0.0, lo=0)
-    """Stop, state saved, after this many seconds; 0 for no limit. Calling again resumes."""
-    batch_size: int = knob(32, lo=1, hi=4096)
-    """Images per step, over all processes."""
+    batch_size: int = with_default(LoopOptions, "batch_size", 32)
     batch_per_device: int = knob(0, lo=0, hi=4096)
     """Images that one process holds at once; smaller means gradients are accumulated. 0: its whole share."""
     lr_g: float = knob(0.002, lo=0, hi=1)
@@ -50,10 +42,9 @@ class GanOptions(Options):
     """Learning rate of the discriminator (Adam)."""
     beta2: float = knob(0.99, lo=0, hi=1)
     """Adam's second beta; the first is 0."""
-    decay_kimg: float = knob(0.0, lo=0)
+    decay_kimg: float = with_default(LoopOptions, "decay_kimg", 0.0)
     """Lower both learning rates to a tenth along a cosine over the last so many thousand images."""
-    ema_kimg: float = knob(2.0, lo=0, hi=1000)
-    """Half-life of the averaged generator in thousands of images."""
+    ema_kimg: float = with_default(LoopOptions, "ema_kimg", 2.0)
     ema_rampup: float = knob(0.05, lo=0, hi=1)
     """The half-life is at most this share of the images seen so far; 0 for no ramp."""
     mixing: float = knob(0.3, lo=0, hi=1)
@@ -95,8 +86,6 @@ class GanOptions(Options):
     """ada: wanted share of real images that the discriminator is sure of."""
     ada_kimg: float = knob(500.0, lo=0.01, hi=100_000)
     """ada: thousands of images in which the probability could go from 0 to 1; 100 for transfer."""
-    mirror: bool = knob(True)
-    """Flip half of the training pictures."""
     freeze_d: int = knob(0, lo=0, hi=16)
     """stylegan2: leave so many of the discriminator's highest-resolution blocks as they were (transfer)."""
     freeze_g: str = knob("")
@@ -110,13 +99,6 @@ class GanOptions(Options):
     """Start from bare weights gently: the discriminator alone at first, then the generator's learning rate rises."""
     only_discriminator: bool = knob(False)
     """Keep the generator as it is and train only the discriminator, for a model that lacks one."""
-    precision: str = precision_knob()
-    processes: int = knob(1, lo=1, hi=64)
-    """Processes, one GPU each or CPU cores; more than one needs the extra train (Lightning Fabric)."""
-    seed: int = knob(0, lo=0)
-    """Seed of everything random."""
-    save_seconds: float = knob(300.0, lo=1)
-    """Seconds between saved states."""
     sheet_kimg: float = knob(5.0, lo=0.001)
     """Thousands of images between sheets of samples."""
     metric_kimg: float = knob(0.0, lo=0)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from limner.errors import CheckpointError, DivergedError, MissingExtraError
 from limner.files import replacing
 from limner.nn.precision import autocast, choose_precision
-from limner.options import Options
+from limner.training.shared_options import RunOptions
 
-T = TypeVar("T", bound=Options)
+T = TypeVar("T", bound=RunOptions)
 
 
 class Runtime:
@@ -103,8 +103,7 @@ class Runtime:
 
 def settle(options: T, device: torch.device) -> T:
     """Return options with ``precision`` as it will be on the device, so that what a run leaves says what it used."""
-    precision = choose_precision(getattr(options, "precision"), device)  # noqa: B009
-    return dataclasses.replace(options, precision=precision)  # pyright: ignore[reportCallIssue]
+    return dataclasses.replace(options, precision=choose_precision(options.precision, device))
 
 
 class StepRandom:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner.errors import KeyMismatchError, OptionError, ShapeError
 from limner.losses import Embedder
@@ -21,16 +20,16 @@ from limner.nn.compact import CompactCore, add_pixels, resize
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
 from limner.nn.translator import Translator, TranslatorCore
-from limner.training.encoder_lessons import (
-    ADAM_BETA1,
+from limner.training.lessons import (
     MOST_INPUT_PX,
     PLAIN_SHARE,
+    CoreLessons,
+    CoreRun,
+    draw_codes,
     picture_losses,
-    scheduled_rate,
     take_over,
+    weighted_sum,
 )
-from limner.training.games import draw_w_plus
-from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
 from limner.training.translator_data import Scenes, find_tasks, shift_inputs
@@ -57,36 +56,18 @@ class Lesson:
 
 
 @dataclass
-class TranslatorRun:
-    """The networks of a run and how far it is.
+class TranslatorRun(CoreRun[TranslatorOptions, Translator]):
+    """The networks of a run and how far it is; see also `CoreRun`.
 
     Args:
-        options: settings.
-        runtime: device and processes.
-        generator: frozen base.
-        encoder: the translator that is trained.
-        average: its average, which is shipped.
         tasks: what it learns.
         lesson: what it learns from.
         embedder: identity embedder; None leaves its loss out.
     """
 
-    options: TranslatorOptions
-    runtime: Runtime
-    generator: Generator
-    encoder: Translator
-    average: Translator
     tasks: dict[str, Task]
     lesson: Lesson
     embedder: Embedder | None = None
-    critic: None = None
-    step: int = 0
-    images: int = 0
-
-    @property
-    def kimg(self) -> float:
-        """Thousands of pictures seen."""
-        return self.images / 1000
 
 
 def build_run(
@@ -187,7 +168,7 @@ class Batch:
     w_plus: Tensor
 
 
-class TranslatorLessons:
+class TranslatorLessons(CoreLessons[TranslatorRun]):
     """One step of training.
 
     Args:
@@ -195,25 +176,9 @@ class TranslatorLessons:
     """
 
     def __init__(self, run: TranslatorRun):
-        options = run.options
-        self.run = run
-        self.optimizer = make_optimizer(
-            options.optimizer,
-            run.encoder.core.parameters(),
-            lr=options.lr,
-            betas=(ADAM_BETA1, options.beta2),
-            weight_decay=options.weight_decay,
-        )
-        random = StepRandom(options.seed, 0, 0, run.runtime.device)
+        super().__init__(run)
+        random = StepRandom(run.options.seed, 0, 0, run.runtime.device)
         self.distance = StyleMetric(run.generator, random.normal(2048, run.generator.z_dim), rng=random.cpu)
-
-    def state(self) -> dict[str, Any]:
-        """Return the optimiser's state."""
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
     def make_batch(self, random: StepRandom) -> Batch:
@@ -237,11 +202,7 @@ class TranslatorLessons:
         """Return generated faces, which serve all tasks whose inputs are made, and their codes."""
         run, options = self.run, self.run.options
         count = share if run.lesson.photos is None else math.ceil(share * options.made_share)
-        w_plus = draw_w_plus(run.generator, count, options.mixing, random)
-        psi = torch.rand(count, 1, 1, generator=random.cpu).to(w_plus)
-        w_plus = torch.lerp(
-            run.generator.w_avg.expand_as(w_plus), w_plus, options.psi_min + (1 - options.psi_min) * psi
-        )
+        w_plus = draw_codes(run.generator, count, options, random)
         if not count:
             return w_plus.new_zeros(0, 3, run.generator.resolution, run.generator.resolution), w_plus
         return run.generator.synthesis(w_plus, "random", rng=random.local).float().clamp(-1, 1), w_plus
@@ -285,8 +246,8 @@ class TranslatorLessons:
         plain = ((w_plus - batch.w_plus) / run.encoder.core.w_std).square().mean((1, 2))
         found = torch.lerp(seen, plain, PLAIN_SHARE)
         losses = {"codes": (options.codes, found.mean())} | self._painted(batch, w_plus, random)
-        torch.stack([weight * value for weight, value in losses.values()]).sum().backward()
-        self._update()
+        weighted_sum(losses).backward()
+        self.update()
         record = {name: value.item() for name, (_, value) in losses.items()}
         for name, part in zip(run.tasks, found.detach().chunk(len(run.tasks)), strict=True):
             record[f"codes_{name}"] = part.mean().item()
@@ -306,13 +267,3 @@ class TranslatorLessons:
             with torch.no_grad():
                 target_maps = run.encoder.trunk(resize(truth, side))
         return picture_losses(options, image.float(), truth, maps, target_maps, run.embedder)
-
-    def _update(self) -> None:
-        run = self.run
-        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
-        run.runtime.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = scheduled_rate(run.options.lr, run.images, run.options)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
