@@ -64,10 +64,10 @@ def _judge_space(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
 
 
 def _judge_weights(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
-    claims = []
-    for space in ("w", "w+"):
-        claim = f"in {space}, trained weights take a face more closely than random ones"
-        claims += _higher(found, f"{space}, trained weights", f"{space}, random weights", claim)
+    trained, random = "{}, trained weights", "{}, random weights"
+    text = "in {}, trained weights take a face more closely than random ones"
+    pairs = [[words.format(space) for words in (trained, random, text)] for space in ("w", "w+")]
+    claims = [claim for better, worse, told in pairs for claim in _higher(found, better, worse, told)]
     claim = "the person is recognised with trained weights, not with random ones (w+)"
     return claims + _higher(found, "w+, trained weights", "w+, random weights", claim, "identity")
 
