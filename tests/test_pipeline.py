@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import W_DIM
+from conftest import W_DIM, make_generator
 from PIL import Image
 
 from limner import checkpoints, media, zoo
 from limner.app.cli import main
+from limner.app.commands.stylize import portrait_paths
 from limner.errors import CheckpointError, FaceNotFoundError, KeyMismatchError, OptionError
 from limner.faces import Face
 from limner.nn.compact import CompactCore, CompactEncoder
+from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.pipeline import LearnOptions, Models, StylizeOptions, compare_sheet, learn_style, stylize
@@ -304,6 +306,68 @@ def test_stylize_command_refuses_before_it_works(
     ):
         assert main(stylize_words(photo_file, base, "nosuch", *more)) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_told_before_any_search(
+    base: Path, style: Style, generator: Generator, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Layers, a lone strength, an encoder that is missing or of no use; a name that is nearly right."""
+    dark = photo_file.with_name("dark.limner")
+    save_style(style, dark, generator)
+    for more, message in (
+        (["--layers", "foo"], "cannot read 'foo'"),
+        (["--hold", "0-30"], "names 30"),
+        (["--also-strength", "0.3"], "name them with --also"),
+        (["--inverter", "psp"], "name its checkpoint with --encoder"),
+        (["--inverter", "w", "--encoder", str(base)], "does not use --encoder"),
+        (["--inverter", "encoder", "--encoder", str(base)], "holds no encoder"),
+        (["--style", "tooon"], "did you mean toon"),
+        (["--style", f"{base}:3"], "holds no DualStyleGAN"),
+    ):
+        assert main(stylize_words(photo_file, base, dark, *more)) == 2, more
+        said = capsys.readouterr()
+        assert message in said.err
+        assert "embedding" not in said.out + said.err
+
+
+def test_portraits_of_several_faces_replace_nothing_unasked(
+    base: Path, style: Style, generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Numbered files are known once the faces are; one that exists stops its photo and no other."""
+    whole = tmp_path / "whole.png"
+    Image.fromarray(make_photo(64, 64)).save(whole)
+    options = {"overwrite": False}
+    assert portrait_paths(whole, 1, **options) == [whole]
+    names = [path.name for path in portrait_paths(whole, 2, **options)]
+    assert names == ["whole-1.png", "whole-2.png"]
+    (tmp_path / "whole-2.png").touch()
+    with pytest.raises(OptionError, match=r"whole-2.png exists already, and the photo has 2 faces"):
+        portrait_paths(whole, 2, **options)
+    assert len(portrait_paths(whole, 2, overwrite=True)) == 2
+
+
+def test_an_encoder_finds_the_codes_of_photos_and_style_pictures(
+    base: Path, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A checkpoint of pSp brings a generator without a discriminator along; the model stays the base."""
+    torch.manual_seed(5)
+    encoder = Encoder(rows=8, in_size=64, w_dim=W_DIM, widths=(6, 8, 10, 12), depths=(1, 1, 1, 1))
+    file = base.with_name("psp.pt")
+    with pytest.warns(UserWarning, match="the original programs cannot load it"):
+        checkpoints.save(checkpoints.Checkpoint(generator=make_generator(), encoder=encoder), file)
+    family = encoder.family
+    out = base.with_name("learned.limner")
+    words = ["learn", str(photo_file), "--aligned", "--no-preview", "--steps", "1", "--model", str(base)]
+    words += ["--inverter", family, "--encoder", str(file), "--device", "cpu", "--out", str(out)]
+    assert main(words) == 0
+    learned = load_style(out)
+    assert learned.codes is not None
+    assert learned.codes.shape == (1, 8, W_DIM)
+    assert learned.provenance["base"] == "tiny"
+    more = ["--inverter", family, "--encoder", str(file), "--json"]
+    assert main(stylize_words(photo_file, base, out, *more)) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["photos"][0]["faces"][0]
+    assert found["method"] == family
 
 
 def test_a_photo_that_fails_does_not_stop_the_others(

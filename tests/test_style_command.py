@@ -106,3 +106,61 @@ def test_person_style_and_blend_add_up_in_one_pass(generator: Generator) -> None
     for name, value in once.state_dict().items():
         torch.testing.assert_close(value, later.state_dict()[name])
     assert not torch.equal(once.synthesis.const, generator.synthesis.const)
+
+
+def test_a_file_keeps_to_its_size_and_sheets_to_theirs(
+    generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Picture and codes count in the size of a style; a sheet of many faces is painted row by row."""
+    torch.manual_seed(3)
+    noise = {
+        name: torch.randn_like(value) for name, value in generator.state_dict().items() if value.ndim > 1
+    }
+    picture = torch.randint(0, 255, (40, 40, 3), dtype=torch.uint8)
+    style = dataclasses.replace(
+        make_style(generator, 1.0), delta=noise, thumbnail=picture, codes=torch.randn(2, 8, W_DIM)
+    )
+    for budget in (24_000, 32_000):
+        save_style(style, tmp_path / "big.limner", generator, budget_bytes=budget)
+        assert 0.5 * budget < (tmp_path / "big.limner").stat().st_size <= budget
+    base = tmp_path / "tiny.safetensors"
+    checkpoints.save(checkpoints.Checkpoint("limner", generator=generator), base)
+    words = ["style", str(tmp_path / "big.limner"), "--model", str(base), "--device", "cpu"]
+    for samples in ("14", "6"):
+        assert main([*words, "--samples", samples, "--out", str(tmp_path / f"{samples}.png")]) == 0
+    whole, first = (media.read(tmp_path / f"{samples}.png").pixels for samples in ("14", "6"))
+    assert whole.shape[0] > 2.9 * 128
+    assert np.array_equal(whole[: first.shape[0] - 8], first[:-8])
+    capsys.readouterr()
+    for asked, message in (("tooon", "did you mean toon"), (str(tmp_path / "no.limner"), "no style or file")):
+        assert main(["style", asked]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*words, "--strength", "0.5"]) == 2
+    assert "strength goes with a model or a sheet" in capsys.readouterr().err
+
+
+def test_learning_refuses_before_it_searches(base: Path, capsys: pytest.CaptureFixture) -> None:
+    """What does not fit is told before any step; the bar counts the steps that there are."""
+    picture = base.with_name("art.png")
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(picture)
+    words = ["learn", str(picture), "--aligned", "--model", str(base), "--no-preview", "--device", "cpu"]
+    words += ["--invert-steps", "3", "--steps", "1", "--out", str(base.with_name("x.limner"))]
+    for more, message in (
+        (["--mask", "foo"], "cannot read 'foo'"),
+        (["--follow", "77"], "77"),
+        (["--feature-layers", "9"], "feature_layers has [9]"),
+        (["--feature-weights", "1,1,1,1,1,1,1"], "feature_weights has 7 numbers"),
+        (["--picture-weights", "1,2"], "picture_weights has 2 numbers for 1"),
+        (["--inverter", "e4e"], "name its checkpoint with --encoder"),
+        (["--inverter", "z", "--encoder", str(base)], "does not use --encoder"),
+        (["--inverter", "pivotal"], "expected one of"),
+        (["--resume", "tooon"], "did you mean toon"),
+    ):
+        assert main([*words, *more]) == 2, more
+        said = capsys.readouterr()
+        assert message in said.err
+        assert "learning the style" not in said.out + said.err
+    first = base.with_name("x.limner")
+    for inverter in ("z", "z+", "ii2s"):
+        assert main([*words, "--inverter", inverter, "--overwrite", "--quiet"]) == 0
+    assert load_style(first).options["inverter"] == "ii2s"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from limner import zoo
+from limner.errors import OptionError
 from limner.faces.options import AlignOptions, DetectOptions, PasteOptions
+from limner.inversion.options import COMPACT, ENCODED
 from limner.options import Options, knob
 from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
 
 INVERTERS = ("auto", "encoder", "hybrid", "w", "w+", "pivotal")
-PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "w", "w+")
 DUAL_INVERTERS = (*INVERTERS, "z+")
+PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "z", "z+", "w", "w+", "ii2s", "psp", "e4e", "restyle")
+"""Those whose codes can be brought to w+ and that leave the generator as it is."""
+PHOTO_INVERTERS = (*INVERTERS, "z", "z+", "s", "ii2s", *ENCODED)
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
 
@@ -22,6 +27,26 @@ class TrunkOptions(Options):
     trunk: str = knob("lite0", choices=TRUNKS)
     """what perceptual distances are measured with: lite0 is bundled; LPIPS on VGG16 or AlexNet needs files that limner
     models pull fetches, and has a scale of its own, while the defaults of this program were chosen with lite0"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions(Options):
+    """The encoder that finds codes, where it is not the generator's own."""
+
+    encoder: Path | None = None
+    """checkpoint of an encoder that was trained with the model: pSp, e4e, ReStyle or HyperInverter, for the inverter of that
+    name, or a compact one in place of the generator's own"""
+
+
+def check_encoder(inverter: str, encoder: Path | None) -> None:
+    """Raise `OptionError` where an encoder is needed and none is named, or is named and not used."""
+    if encoder is None and inverter in ENCODED:
+        raise OptionError(f"inverter is {inverter!r}; name its checkpoint with --encoder")
+    if encoder is not None and inverter not in (*ENCODED, *COMPACT, "pivotal"):
+        kinds = ", ".join((*ENCODED, *COMPACT, "pivotal"))
+        raise OptionError(
+            f"inverter is {inverter!r}, which does not use --encoder; those that do are {kinds}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +83,21 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
 class StylizeOptions(PhotoOptions, StyleOptions):
     """How the faces of a photo are found, embedded, restyled and put back."""
 
+    inverter: str = knob("auto", choices=PHOTO_INVERTERS)
+    """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the generator
+    has an encoder (for blends encoder), else w+; w keeps closest to faces the generator knows, w+ closer to the photo,
+    pivotal also tunes the generator to the person, which is closest and slowest; z, z+, s and ii2s search there; psp, e4e,
+    restyle and hyper take an encoder of this kind"""
+
 
 @dataclasses.dataclass(frozen=True)
 class DualPhotoOptions(PhotoOptions, DualOptions):
     """How the faces of a photo are found, embedded, restyled by a DualStyleGAN and put back."""
 
     inverter: str = knob("w+", choices=DUAL_INVERTERS)
-    """how a face is embedded: w keeps closest to faces the generator knows, w+ closer to the photo, z+ is the space that
-    such models are trained on, pivotal also tunes the generator to the person, which is closest and slowest"""
+    """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the generator has an
+    encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, z+ is the space that such
+    models are trained on, pivotal also tunes the generator to the person, which is closest and slowest"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +107,16 @@ class LearnOptions(JojoganOptions):
     aligned: bool = False
     """the pictures are aligned faces already: take each as a whole, without looking for a face"""
     inverter: str = knob("w+", choices=PICTURE_INVERTERS)
-    """how the pictures' codes are found: w+ and w search; encoder takes a moment, hybrid searches on from there; auto is
-    hybrid if the generator has an encoder, else w+"""
+    """how the pictures' codes are found: w+, w, z+, z and ii2s (w+ near the codes of the mapping network) search; encoder
+    takes a moment, hybrid searches on from there; auto is hybrid if the generator has an encoder, else w+; psp, e4e and
+    restyle take an encoder of this kind"""
     invert_steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search for the pictures' codes"""
     closeness: float = knob(0.01, lo=0.0, hi=10.0)
     """how strongly the pictures' codes are kept near faces that the generator knows; drawings need some"""
-    file_kilobytes: int = knob(450, lo=20, hi=1_000_000)
-    """size of the style file, at most"""
+    file_kilobytes: int = knob(490, lo=20, hi=1_000_000)
+    """size of the style file, at most, though biases, picture and codes are kept whatever they take; less keeps less of
+    the style"""
 
 
 @dataclasses.dataclass(frozen=True)

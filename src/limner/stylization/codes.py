@@ -24,11 +24,32 @@ ASPECTS = ("shape", "eyes", "texture")
 MEAN_SAMPLES = 10_000
 SHAPE_ROWS = 4
 PUBLISHED_ROW = 7
+PUBLISHED_COLOR_ROWS = (9, 11, 15, 16, 17)
 
 
 def first_texture_row(resolution: int) -> int:
     """Return the first row of w+ that decides texture: 7 as published, from the second largest resolution below 128 px."""
     return max(1, min(PUBLISHED_ROW, 2 * int(math.log2(resolution)) - 7))
+
+
+def mixed_rows(resolution: int, *, keep_color: bool = False) -> tuple[int, ...]:
+    """Return the rows of w+ that are mixed when no mask is given.
+
+    These are the published ones, row 7 and up, from 128 px.  A smaller generator has few rows above 7 or none and
+    decides texture at smaller maps, so there mixing starts with the second largest resolution: row 5 at 64 px.
+
+    Args:
+        resolution: side of the generator's image in px.
+        keep_color: leave most rows that carry colour unmixed.
+    """
+    rows = 2 * int(math.log2(resolution)) - 2
+    first = first_texture_row(resolution)
+    if not keep_color:
+        return tuple(range(first, rows))
+    if rows > PUBLISHED_COLOR_ROWS[-1]:
+        return PUBLISHED_COLOR_ROWS
+    # The published set is two toRGB rows above the first row and everything of the last size.
+    return tuple(sorted({first + 2, first + 4, *range(max(first, rows - 3), rows)} & set(range(rows))))
 
 
 def follow_mask(text: str, generator: Generator) -> LayerMask:

@@ -25,11 +25,10 @@ from limner.errors import DivergedError, OptionError, ShapeError
 from limner.latent import Latent, LayerMask, render
 from limner.nn.stylegan2 import Discriminator, Generator, Noise
 from limner.options import to_mapping
-from limner.stylization.codes import first_texture_row, virtual_codes
+from limner.stylization.codes import follow_mask, mixed_rows, virtual_codes
 from limner.stylization.options import JojoganOptions
 from limner.stylization.style import Style, style_between
 
-PUBLISHED_COLOR_ROWS = (9, 11, 15, 16, 17)
 PUBLISHED_STAGES = (1, 3, 4, 5)
 SMALL_PX = 256
 """Below this size the published rows, stages and loss have counterparts of our own."""
@@ -57,26 +56,6 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 Trunk = Callable[[Tensor], Sequence[Tensor]]
 OnStep = Callable[[LearningStep], bool | None]
 """Told of every step; where it returns True, learning stops and what has been learned is kept."""
-
-
-def mixed_rows(resolution: int, *, keep_color: bool = False) -> tuple[int, ...]:
-    """Return the rows of w+ that are mixed when no mask is given.
-
-    These are the published ones, row 7 and up, from 128 px.  A smaller generator has few rows above 7 or none and
-    decides texture at smaller maps, so there mixing starts with the second largest resolution: row 5 at 64 px.
-
-    Args:
-        resolution: side of the generator's image in px.
-        keep_color: leave most rows that carry colour unmixed.
-    """
-    rows = 2 * int(math.log2(resolution)) - 2
-    first = first_texture_row(resolution)
-    if not keep_color:
-        return tuple(range(first, rows))
-    if rows > PUBLISHED_COLOR_ROWS[-1]:
-        return PUBLISHED_COLOR_ROWS
-    # The published set is two toRGB rows above the first row and everything of the last size.
-    return tuple(sorted({first + 2, first + 4, *range(max(first, rows - 3), rows)} & set(range(rows))))
 
 
 def compared_stages(resolution: int) -> tuple[int, ...]:
@@ -367,6 +346,26 @@ def learn(
             "learn_seconds": round(before.get("learn_seconds", 0.0) + time.perf_counter() - begun, 3),
         },
     )
+
+
+def check_choices(
+    options: JojoganOptions, generator: Generator, discriminator: Discriminator, pictures: int
+) -> None:
+    """Raise `OptionError` for masks, stages and weights that do not fit, before codes are searched for long.
+
+    Args:
+        options: see `JojoganOptions`.
+        generator: the base.
+        discriminator: of the base.
+        pictures: how many there are.
+    """
+    follow_mask(options.follow, generator).styles(generator)
+    if options.mask != "auto":
+        LayerMask(options.mask).styles(generator)
+    _picture_shares(options, pictures)
+    if options.loss == "discriminator":
+        stages = _resolve_stages(options, discriminator, 1 + len(discriminator.blocks))
+        _stage_shares(options, len(stages))
 
 
 def has_settled(losses: Sequence[float], patience: int) -> bool:

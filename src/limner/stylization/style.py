@@ -21,13 +21,15 @@ from limner.errors import CheckpointError, KeyMismatchError, ShapeError, Unknown
 from limner.files import replacing
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
-from limner.nn.packing import pack, unpack
+from limner.nn.packing import HEADER_BYTES, pack, unpack
 from limner.nn.stylegan2 import Generator, Noise
 from limner.stylization.options import StyleOptions
 
 VERSION = 1
 SUFFIX = ".limner"
 DELTA, THUMBNAIL, CODES = "delta.", "thumbnail", "codes"
+COMPRESSION_BYTES = 600
+"""Of the notes on what packing lost, and of the quotes around them."""
 LICENCE = "the licences of the base model and of the style pictures apply"
 
 
@@ -137,6 +139,12 @@ def paint(
     return keep_colors(image, whole) if options.keep_color else image
 
 
+def check_layers(options: StyleOptions, generator: Generator) -> None:
+    """Raise `OptionError` for layers that the generator does not have, before a face is searched for long."""
+    for mask in (options.layers, options.hold):
+        LayerMask(mask).styles(generator)
+
+
 def pull_to_mean(generator: Generator, style: Style, latent: Latent, amount: float) -> Latent:
     """Bring rows of w+ that the style was mixed on nearer to the mean.
 
@@ -224,7 +232,7 @@ def save_style(
     path: str | Path,
     generator: Generator,
     *,
-    budget_bytes: int = 450_000,
+    budget_bytes: int = 490_000,
     samples: int = 8,
     seed: int = 0,
 ) -> Style:
@@ -234,7 +242,8 @@ def save_style(
         style: the style.
         path: the file.
         generator: the base, on which the loss from compression is measured.
-        budget_bytes: size to stay below; a style that needs less takes less.
+        budget_bytes: size of the file to stay below, picture and codes included; a style that needs less takes less, and
+            one whose vectors alone need more gets it.
         samples: random faces on which the loss is measured.
         seed: their seed.
 
@@ -251,7 +260,10 @@ def save_style(
     if "child" in style.options:  # a blend: the child's file holds the change
         _write(Path(path), _extras(style), {"limner": json.dumps(_notes(style))})
         return style
-    packed = pack(style.delta, budget_bytes=budget_bytes)
+    extras = _extras(style)
+    others = sum(part.nbytes + HEADER_BYTES for part in extras.values())
+    others += len(json.dumps(_notes(style))) + COMPRESSION_BYTES
+    packed = pack(style.delta, budget_bytes=budget_bytes - others)
     restored = dataclasses.replace(style, delta=unpack(packed.tensors))
     rng = torch.Generator().manual_seed(seed)
     latent = Latent("z", torch.randn(samples, generator.z_dim, generator=rng).to(generator.w_avg))
@@ -270,7 +282,7 @@ def save_style(
         },
     )
     tensors = {DELTA + name: value.contiguous() for name, value in packed.tensors.items()}
-    tensors |= _extras(style)
+    tensors |= extras
     _write(Path(path), tensors, {"limner": json.dumps(_notes(restored))})
     return restored
 

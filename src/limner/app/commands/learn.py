@@ -18,7 +18,7 @@ from limner.errors import OptionError
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob
-from limner.pipeline.options import LearnOptions, TrunkOptions
+from limner.pipeline.options import EncoderOptions, LearnOptions, TrunkOptions, check_encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ PREVIEW_FACES = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(LearnOptions, TrunkOptions, ReadOptions):
+class Options(LearnOptions, EncoderOptions, TrunkOptions, ReadOptions):
     """Options of ``limner learn``."""
 
     pictures: tuple[Path, ...] = knob()
@@ -68,10 +68,17 @@ def run(options: Options, console: Console) -> int:
     if out.exists() and not options.overwrite:
         raise OptionError(f"{out} exists already; give --overwrite or another --out")
     check_writable(out)
+    check_encoder(options.inverter, options.encoder)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
-    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    models = load_models(
+        options.model,
+        encoder=options.encoder,
+        keep_base=True,
+        trunk=options.trunk,
+        device=pick_device(console.settings),
+    )
     start = time.perf_counter()
     style = learn_files(
         options.pictures,
@@ -130,13 +137,16 @@ def learn_files(
     twins = [_read(path, console, max_megapixels) for path in sources]
     start = time.perf_counter()
     growing = _GrowingSheet(out.with_name(f"{out.stem}-steps.png"), models) if preview_every else None
-    progress_bar = console.progress(options.invert_steps + options.steps, "learning the style")
+    embedding = [0]
+    progress_bar = console.progress(None, "learning the style")
     with progress_bar as progress, _stop_on_interrupt(console) as interrupted:
 
         def show(step: Any) -> bool:
-            before = 0 if step.stage == "embed" else options.invert_steps
             what = "embedding the picture" if step.stage == "embed" else "learning"
-            progress.set(before + step.step, f"{what}, loss {step.loss:.3f}")
+            if step.stage == "embed":  # an encoder takes a few steps only, codes of an earlier run none
+                embedding[0] = step.steps
+            progress.total = embedding[0] + options.steps
+            progress.set((step.stage == "learn") * embedding[0] + step.step, f"{what}, loss {step.loss:.3f}")
             if step.stage == "embed":
                 if interrupted.is_set():  # nothing has been learned yet
                     raise KeyboardInterrupt
@@ -178,9 +188,9 @@ def learn_files(
 
 def _read_start(path: Path, digests: Sequence[str], console: Console) -> Style:
     """Return the style to go on from, without its codes where they belong to other pictures."""
-    from limner.stylization import load_style
+    from limner.app.commands.stylize import read_style
 
-    style = load_style(path)
+    style = read_style(str(path))
     if style.codes is None or list(style.provenance.get("sha256", ())) != list(digests):
         console.warn(f"{path} has no codes of these pictures, so they are embedded anew")
         return dataclasses.replace(style, codes=None)

@@ -44,8 +44,9 @@ class Options(BaseOptions):
     """seed of these faces"""
     psi: float = knob(0.7, lo=-2.0, hi=2.0)
     """their truncation: 0 is the mean face, 1 the full variety"""
-    file_kilobytes: int = knob(450, lo=20, hi=1_000_000)
-    """size of a style file, at most"""
+    file_kilobytes: int = knob(490, lo=20, hi=1_000_000)
+    """size of a style file, at most, though biases, picture and codes are kept whatever they take; less keeps less of
+    the style"""
     overwrite: bool = False
     """replace the file if it exists"""
 
@@ -55,6 +56,8 @@ def run(options: Options, console: Console) -> int:
     if not options.styles:
         raise OptionError("limner style: name at least one style")
     out = options.out
+    if options.strength != 1 and (out is None or out.suffix == STYLE_SUFFIX):
+        raise OptionError("strength goes with a model or a sheet; a style file takes weights")
     if out is not None:
         if out.suffix.lower() not in (STYLE_SUFFIX, *MODELS, *PICTURES):
             raise OptionError(
@@ -63,11 +66,10 @@ def run(options: Options, console: Console) -> int:
         if out.exists() and not options.overwrite:
             raise CheckpointError(f"{out} exists; --overwrite replaces it")
         check_writable(out)
-    from limner.stylization import load_style
+    from limner.app.commands.stylize import read_style
     from limner.stylization.merging import merge
 
-    known = zoo.names("style")
-    styles = [load_style(zoo.path(name) if name in known else name) for name in options.styles]
+    styles = [read_style(name) for name in options.styles]
     if out is None:
         found = [describe(style, name, console) for style, name in zip(styles, options.styles, strict=True)]
         console.result(styles=found)
@@ -85,7 +87,7 @@ def run(options: Options, console: Console) -> int:
     elif out.suffix in MODELS:
         export(style, out, models, strength=options.strength)
     else:
-        _write_sheet(style, out, models, options)
+        _write_sheet(style, out, models, options, console)
     console.print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
     console.result(out=out, bytes=out.stat().st_size, styles=options.styles)
     return 0
@@ -128,15 +130,13 @@ def export(style: Style, out: Path, models: Models, *, strength: float = 1.0) ->
 def _write_style(style: Style, out: Path, models: Models, options: Options) -> None:
     from limner.stylization import save_style
 
-    if options.strength != 1:
-        raise OptionError("strength goes with a model or a sheet; a style file takes weights")
     # A blend's own file names its child; a copy elsewhere holds the change itself.
     plain = {name: value for name, value in style.options.items() if name != "child"}
     style = dataclasses.replace(style, options=plain)
     save_style(style, out, models.generator, budget_bytes=1000 * options.file_kilobytes)
 
 
-def _write_sheet(style: Style, out: Path, models: Models, options: Options) -> None:
+def _write_sheet(style: Style, out: Path, models: Models, options: Options, console: Console) -> None:
     import torch
 
     from limner import media
@@ -145,8 +145,13 @@ def _write_sheet(style: Style, out: Path, models: Models, options: Options) -> N
 
     latent = random_faces(models, options.samples, seed=options.seed, psi=options.psi)
     painter = style.apply(models.generator, strength=options.strength)
-    with torch.no_grad():
-        faces = media.to_pixels(render(painter, latent).clamp(-1, 1))
-    rows = [faces[start : start + FACES_PER_ROW] for start in range(0, len(faces), FACES_PER_ROW)]
+    rows, starts = (
+        [],
+        range(0, options.samples, FACES_PER_ROW),
+    )  # a row at a time, so that memory does not grow
+    for start in console.track(starts, "painting faces"):
+        with torch.no_grad():
+            faces = render(painter, latent[start : start + FACES_PER_ROW]).clamp(-1, 1)
+        rows.append(media.to_pixels(faces))
     cell = max(128, models.generator.resolution)
     media.write(out, media.make_sheet(rows, cell_px=cell), source_type="trainedAlgorithmicMedia")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,13 @@ from limner.errors import FaceNotFoundError, LimnerError, MediaError, OptionErro
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob, to_mapping
-from limner.pipeline.options import LearnOptions, StylizeOptions, TrunkOptions
+from limner.pipeline.options import (
+    EncoderOptions,
+    LearnOptions,
+    StylizeOptions,
+    TrunkOptions,
+    check_encoder,
+)
 from limner.stylization.options import StyleOptions
 
 if TYPE_CHECKING:
@@ -22,20 +29,22 @@ if TYPE_CHECKING:
     from limner.stylization.style import Style
 
 STYLE_SUFFIX = ".limner"
+DUAL_SUFFIXES = (".safetensors", ".pt", ".pth")
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 UNRECORDED = ("photos", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
 LEARNED_ONLY = ("layers", "pull", "blend", "hold")  # of no meaning to a DualStyleGAN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(StylizeOptions, TrunkOptions, ReadOptions):
+class Options(StylizeOptions, EncoderOptions, TrunkOptions, ReadOptions):
     """Options of ``limner stylize``."""
 
     photos: tuple[Path, ...] = knob()
     """photos to restyle"""
     style: str = knob("toon")
     """name of a style (limner models list), a .limner file, a picture: then its style is learned first and kept beside
-    the output; or a DualStyleGAN and a style of its, such as dual-toon:12 (limner dual has more to set there)"""
+    the output; or a DualStyleGAN, name or file, and a style of its, such as dual-toon:12 (limner dual has more to set
+    there)"""
     style_aligned: bool = False
     """a picture given as style is an aligned face already, or no face at all: take it as a whole"""
     also: tuple[str, ...] = knob(())
@@ -61,16 +70,26 @@ def run(options: Options, console: Console) -> int:
     check_free(outputs, options)
     for output in outputs:
         check_writable(output)
+    check_encoder(options.inverter, options.encoder)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
+    from limner.stylization.style import Style, check_layers
 
-    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    models = load_models(
+        options.model,
+        encoder=options.encoder,
+        keep_base=True,
+        trunk=options.trunk,
+        device=pick_device(console.settings),
+    )
     style = find_dual(options, models) or find_styles(options, outputs[0].parent, models, console)
+    if isinstance(style, Style):
+        check_layers(options, models.generator)
     written, failed = [], []
     for photo, output in zip(options.photos, outputs, strict=True):
         try:
             written.append(_restyle(photo, output, style, models, options, console))
-        except (FaceNotFoundError, MediaError) as error:
+        except (FaceNotFoundError, MediaError, OptionError) as error:
             if len(options.photos) == 1:
                 raise
             console.error(str(error))
@@ -85,7 +104,8 @@ def plan_outputs(options: Options) -> list[Path]:
     Raises:
         OptionError: several photos for one file.
     """
-    out, style = options.out, Path(options.style).stem.replace(":", "-")
+    model, key = split_dual(options.style)
+    out, style = options.out, Path(model or options.style).stem + (f"-{Path(key).stem}" if key else "")
     if out is not None and out.suffix and not out.is_dir():
         if len(options.photos) > 1:
             raise OptionError(
@@ -120,9 +140,21 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}-compare{output.suffix}")
 
 
-def numbered(output: Path, number: int, count: int) -> Path:
-    """Return the file of one of several portraits."""
-    return output if count == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+def portrait_paths(output: Path, count: int, *, overwrite: bool) -> list[Path]:
+    """Return the files of a photo's portraits, numbered where there are several.
+
+    Raises:
+        OptionError: a numbered one exists already and may not be replaced; how many there are is known only late.
+    """
+    if count == 1:
+        return [output]
+    paths = [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
+    taken = [path for path in paths if path.exists()]
+    if taken and not overwrite:
+        raise OptionError(
+            f"{taken[0]} exists already, and the photo has {count} faces; give --overwrite or another --out"
+        )
+    return paths
 
 
 def find_styles(options: Options, folder: Path, models: Models, console: Console) -> Style:
@@ -131,6 +163,8 @@ def find_styles(options: Options, folder: Path, models: Models, console: Console
     Raises:
         OptionError: not one strength per further style.
     """
+    if options.also_strength and not options.also:
+        raise OptionError("also_strength is given, but no further styles are; name them with --also")
     first = find_style(options, folder, models, console)
     if not options.also:
         return first
@@ -152,9 +186,10 @@ def find_dual(options: Options, models: Models) -> DualStyle | None:
 
     Raises:
         OptionError: it has no such style, others are to come on top, or options are given that learned styles alone have.
+        CheckpointError: a file that holds no DualStyleGAN.
     """
-    model, _, key = options.style.partition(":")
-    if model not in zoo.names("dual"):
+    model, key = split_dual(options.style)
+    if not model:
         return None
     if options.also:
         raise OptionError(f"{model} is a DualStyleGAN, which no other style can be added to; leave also out")
@@ -176,6 +211,13 @@ def find_dual(options: Options, models: Models) -> DualStyle | None:
     return DualStyle(found.dual, to_extrinsic(found.dual, code), weights, f"{model}:{name}")
 
 
+def split_dual(style: str) -> tuple[str, str]:
+    """Return model and style of ``MODEL:STYLE``, a DualStyleGAN's name or file; two empty ones for anything else."""
+    model, _, key = style.rpartition(":") if ":" in style else (style, "", "")
+    named = model in zoo.names("dual")
+    return (model, key) if named or Path(model).suffix in DUAL_SUFFIXES else ("", "")
+
+
 def find_style(options: Options, folder: Path, models: Models, console: Console) -> Style:
     """Return the style that a name, a ``.limner`` file or a picture stands for.
 
@@ -185,21 +227,47 @@ def find_style(options: Options, folder: Path, models: Models, console: Console)
         models: to learn with.
         console: shows the progress.
     """
-    from limner.stylization import load_style
-
-    name, styles = options.style, zoo.names("style")
-    if name in styles:
-        return load_style(zoo.path(name))
-    path = Path(name)
-    if path.suffix == STYLE_SUFFIX:
-        return load_style(path)
+    name, path = options.style, Path(options.style)
+    if name in zoo.names("style") or path.suffix == STYLE_SUFFIX:
+        return read_style(name)
     if not path.exists():
-        known = f"known styles: {', '.join(styles)}" if styles else "no styles are installed"
         raise OptionError(
-            f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {known}"
+            f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {suggest(name)}"
         )
     kept = folder / f"{path.stem}{STYLE_SUFFIX}"
     return _learn_or_reuse(path, kept, options, models, console)
+
+
+def read_style(name: str) -> Style:
+    """Read a style by its name or file.
+
+    Raises:
+        OptionError: there is neither.
+        CheckpointError: the file is damaged or holds something else.
+    """
+    from limner.stylization import load_style
+
+    if name in zoo.names("style"):
+        return load_style(zoo.path(name))
+    if not Path(name).exists():
+        raise OptionError(f"there is no style or file {name!r}; {suggest(name, dual=False)}")
+    return load_style(name)
+
+
+def suggest(name: str, *, dual: bool = True) -> str:
+    """Return what a style that does not exist may have meant: close names, else all of them.
+
+    Args:
+        name: what was asked for.
+        dual: DualStyleGANs would do, too.
+    """
+    models = zoo.names("dual") if dual else []
+    known = [*zoo.names("style"), *models]
+    close = difflib.get_close_matches(name.partition(":")[0], known, 2)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(f"{one}:0" if one in models else one for one in known)
+    return f"known styles: {shown}" if known else "no styles are installed"
 
 
 def was_learned_so(style: Style, digest: str, options: LearnOptions, trunk: str) -> bool:
@@ -298,10 +366,8 @@ def _write(
         whole = dataclasses.replace(picture, pixels=result.pixels)
         kind = "compositeWithTrainedAlgorithmicMedia"
         return [media.write(output, whole, options=record, source_type=kind)]
-    count = len(result.portraits)
+    paths = portrait_paths(output, len(result.portraits), overwrite=options.overwrite)
     return [
-        media.write(
-            numbered(output, number, count), portrait, options=record, source_type="trainedAlgorithmicMedia"
-        )
-        for number, portrait in enumerate(result.portraits, 1)
+        media.write(path, portrait, options=record, source_type="trainedAlgorithmicMedia")
+        for path, portrait in zip(paths, result.portraits, strict=True)
     ]
