@@ -351,6 +351,11 @@ class TestCommand:
             (["face.png", "--style", "9"], "there is no style 9; this model has 4"),
             (["face.png", "--style", "1,2", "--out", "a.png"], "there are 2 outputs; name a folder"),
             (["face.png", "--style", "1,2", "--mix", "1"], "mix has 1 weights for 2 styles"),
+            (["--samples", "2", "--fix", "contents"], "fix is contents, expected some of content"),
+            (["face.png", "--fix", "content"], "fix goes with samples"),
+            (["--samples", "2", "--sheet", "s.png"], "sheet goes with photos"),
+            (["--samples", "2", "--compare"], "compare goes with photos"),
+            (["face.png", "--row-weights", "1,0"], "expected a number or one for each of 8 rows"),
         ],
     )
     def test_mistakes(self, model: Path, words: list[str], message: str, monkeypatch) -> None:
@@ -412,6 +417,11 @@ class TestInstalled:
                 assert cli.main(["stylize", str(packed / "face.png"), "--style", style, *words]) == 0
             outputs[style] = media.read(packed / f"face-{style.replace(':', '-')}.png").pixels
         assert (outputs["tiny-dual"] != outputs["tiny-dual:2"]).any()
+        words[1] = str(packed / "packed.safetensors")  # a file, as model and as style
+        out = packed / "face-packed-2.png"
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert cli.main(["stylize", str(packed / "face.png"), "--style", f"{words[1]}:2", *words]) == 0
+        assert (media.read(out).pixels == outputs["tiny-dual:2"]).all()
         err = io.StringIO()
         for extra, message in (
             (["--style", "tiny-dual:9"], "no style 9"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from limner.latent import Latent
 from limner.nn import deltas
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.nn.stylegan2 import Generator, Noise
-from limner.stylization.options import DualOptions
-
-FIXED = ("content", "structure", "color")
+from limner.stylization.options import FIXED, DualOptions
 
 
 def find_code(codes: Mapping[str, Tensor], key: str) -> tuple[str, Tensor]:
@@ -54,8 +52,8 @@ def at_strength(strength: float, *, keep_color: bool = False) -> DualOptions:
     """Return the options that one strength stands for, as learned styles have it.
 
     Args:
-        strength: 0 is the face as embedded, 1 the whole style; at the default of learned styles these are the defaults of
-            `DualOptions`.
+        strength: 0 is the face as embedded, 1 the whole style; at the default structure weight of `DualOptions`, 0.75,
+            these are its defaults.
         keep_color: take the colours from the face.
     """
     usual = DualOptions()
@@ -107,6 +105,16 @@ def truncate(generator: Generator, w_plus: Tensor, options: DualOptions) -> Tens
     return generator.truncate(w_plus, options.truncation)
 
 
+def row_weights(dual: DualGenerator, options: DualOptions) -> Tensor:
+    """Return the weight of the style in every row, (L,).
+
+    Raises:
+        ShapeError: the options have fewer numbers than the model has rows.
+    """
+    weights = options.row_weights or dual.weights(options.structure, options.color)
+    return dual.row_weights(weights, options.fuse_row)
+
+
 @torch.no_grad()
 def transfer(
     dual: DualGenerator,
@@ -138,9 +146,7 @@ def transfer(
     w_plus = content.to(generator.w_avg).w_plus(generator)
     if options.keep_color:
         extrinsic = combine(dual, extrinsic, w_plus)
-    weights = dual.row_weights(
-        options.row_weights or dual.weights(options.structure, options.color), options.fuse_row
-    )
+    weights = row_weights(dual, options)
     fused = dual.stylize_codes(truncate(generator, w_plus, options), extrinsic, weights)
     return generator.synthesis(fused, noise, edit=dual.edits(extrinsic, weights)).clamp(-1, 1)
 
@@ -162,6 +168,9 @@ class DualStyle:
     options: DualOptions
     name: str = ""
     provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        row_weights(self.dual, self.options)  # tells at once where they do not fit
 
     def check_base(self, generator: Generator) -> None:
         """Raise `KeyMismatchError` unless faces are embedded with this model's own generator."""
@@ -224,6 +233,7 @@ def paint_samples(
     fix: Collection[str] = (),
     rng: torch.Generator,
     batch_size: int = 4,
+    on_faces: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Paint random faces in given styles, one each.
 
@@ -234,6 +244,7 @@ def paint_samples(
         fix: which of `FIXED` all pictures share, namely the first's.
         rng: random numbers, on the CPU.
         batch_size: pictures that are painted at a time.
+        on_faces: told how many faces more are done.
 
     Returns:
         (B, 3, H, W), clipped to [-1, 1].
@@ -250,8 +261,9 @@ def paint_samples(
     structure = structure[:1].expand_as(structure) if "structure" in fix else structure
     color = color[:1].expand_as(color) if "color" in fix else color
     extrinsic = combine(dual, structure, color)
-    parts = [
-        transfer(dual, Latent("z", codes), style, options)
-        for codes, style in zip(z.split(batch_size), extrinsic.split(batch_size), strict=True)
-    ]
+    parts = []
+    for codes, style in zip(z.split(batch_size), extrinsic.split(batch_size), strict=True):
+        parts.append(transfer(dual, Latent("z", codes), style, options))
+        if on_faces is not None:
+            on_faces(len(codes))
     return torch.cat(parts)

@@ -8,6 +8,7 @@ from limner.options import Options, knob
 
 NOISE = ("constant", "random", "none")
 BLENDS = ("weights", "features")
+FIXED = ("content", "structure", "color")
 LOSSES = ("discriminator", "lpips", "vgg")
 
 
@@ -109,7 +110,7 @@ class DualOptions(Options):
     row_weights: tuple[float, ...] = knob(())
     """One weight per row of w+ in place of structure and color; of 18 published ones a smaller model takes the first."""
     fuse_row: int | None = knob(None, lo=0, hi=17)
-    """Rows after this one get no style; left out, all get theirs."""
+    """Rows after this one get no style; 0: no row gets any; left out, all get theirs."""
     keep_color: bool = knob(False)
     """Take the colours from the face: the style's colour rows are replaced by the face's own."""
     truncation: float = knob(0.75, lo=0.0, hi=1.0, step=0.05)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner import zoo
-from limner.app.commands.stylize import KEPT_SUFFIXES, compare_path, numbered
+from limner.app.commands.stylize import KEPT_SUFFIXES, compare_path, portrait_paths
 from limner.app.console import Console, format_seconds
 from limner.errors import FaceNotFoundError, MediaError, OptionError
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob, to_mapping
 from limner.pipeline.options import DualPhotoOptions, TrunkOptions
+from limner.stylization.options import FIXED
 
 if TYPE_CHECKING:
     from limner.media import Photo
@@ -68,6 +69,14 @@ class Options(DualPhotoOptions, TrunkOptions, ReadOptions):
             )
         if not self.style:
             raise OptionError("style is empty, expected a number, a name, a picture or random")
+        unknown = sorted(set(self.fix) - set(FIXED))
+        if unknown:
+            raise OptionError(f"fix is {', '.join(unknown)}, expected some of {', '.join(FIXED)}")
+        if self.fix and not self.samples:
+            raise OptionError("fix goes with samples; photos and styles are what you name")
+        for name in ("compare", "crop", "sheet"):
+            if self.samples and getattr(self, name):
+                raise OptionError(f"{name} goes with photos; samples are one sheet of faces already")
 
 
 def run(options: Options, console: Console) -> int:
@@ -88,7 +97,7 @@ def run(options: Options, console: Console) -> int:
     for photo, outputs in zip(options.photos, plan, strict=True):
         try:
             written += _restyle(photo, outputs, styles, models, options, console, rows)
-        except (FaceNotFoundError, MediaError) as error:
+        except (FaceNotFoundError, MediaError, OptionError) as error:
             if len(options.photos) == 1:
                 raise
             console.error(str(error))
@@ -296,12 +305,10 @@ def _write(
         whole = dataclasses.replace(picture, pixels=result.pixels)
         kind = "compositeWithTrainedAlgorithmicMedia"
         return [media.write(output, whole, options=record, source_type=kind)]
-    count = len(result.portraits)
+    paths = portrait_paths(output, len(result.portraits), overwrite=options.overwrite)
     return [
-        media.write(
-            numbered(output, number, count), portrait, options=record, source_type="trainedAlgorithmicMedia"
-        )
-        for number, portrait in enumerate(result.portraits, 1)
+        media.write(path, portrait, options=record, source_type="trainedAlgorithmicMedia")
+        for path, portrait in zip(paths, result.portraits, strict=True)
     ]
 
 
@@ -335,7 +342,10 @@ def _paint_samples(path: Path, models: DualModels, options: Options, console: Co
 
         codes = torch.cat([style.extrinsic for style in find_styles(options, models, console)])
         structure = color = codes[torch.arange(options.samples) % len(codes)]
-    images = paint_samples(dual, structure, color, options, fix=options.fix, rng=rng)
+    with console.progress(options.samples, "painting faces") as progress:
+        images = paint_samples(
+            dual, structure, color, options, fix=options.fix, rng=rng, on_faces=progress.advance
+        )
     columns = max(1, math.isqrt(max(0, options.samples - 1)) + 1)
     pictures = list(media.to_pixels(images))
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
