@@ -269,3 +269,15 @@ def test_what_does_not_hold_comes_first(models, options):
     wrong = [claim["claim"] for claim in overview.data["claims"] if not claim["as_in_the_paper"]]
     assert [claim for claim, holds, _ in against.items if not holds] == wrong
     assert wrong, "two steps in an untrained generator prove the paper wrong somewhere"
+
+
+def test_a_blurred_face_that_comes_closer_does_not_look_closer():
+    sharp = {"psnr": 13.0, "perceptual": 0.7, "from_mean": 3.0}
+    blurred = {"psnr": 14.0, "perceptual": 1.0, "from_mean": 20.0}
+    found = {}
+    for rows in ("w+, faces", "w, faces", "w+, others"):
+        found |= {f"{rows}, mean": Known(**sharp), f"{rows}, uniform": Known(**blurred)}
+    verdicts = {claim: holds for claim, holds, _ in judge("init", found, torch.zeros(1, 3, 8, 8))}
+    assert verdicts["and look more like the picture (w+)"]
+    assert not verdicts["faces come closer from the mean w than from uniform numbers (w+)"]
+    assert len(verdicts) == 6

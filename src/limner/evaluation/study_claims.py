@@ -75,8 +75,11 @@ def _judge_weights(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
 def _judge_init(found: Mapping[str, Result], mean_face: Tensor) -> Claims:
     claims = []
     for space in ("w+", "w"):
-        claim = f"faces come closer from the mean w than from uniform numbers ({space})"
-        claims += _higher(found, f"{space}, {FACES}, mean", f"{space}, {FACES}, uniform", claim)
+        pair = f"{space}, {FACES}, mean", f"{space}, {FACES}, uniform"
+        claims += _higher(
+            found, *pair, f"faces come closer from the mean w than from uniform numbers ({space})"
+        )
+        claims += _higher(found, *pair, f"and look more like the picture ({space})", "perceptual")
     claim = "faces end nearer to the mean w when they start there (w+)"
     claims += _higher(found, f"w+, {FACES}, mean", f"w+, {FACES}, uniform", claim, "from_mean")
     claim = "what is no face comes closer from uniform numbers"
