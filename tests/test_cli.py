@@ -436,6 +436,8 @@ def test_doctor_reports(monkeypatch):
     assert status == 0
     assert report["versions"]["torch"] == torch.__version__
     assert report["device"] == "cpu"
+    assert report["auto_precision"] == ("bf16" if report["bf16_units"] else "fp32")
+    assert f"auto is {report['auto_precision']}" in err
     assert set(report["models"]) == set(zoo.bundled())
     assert "digests checked" in err
 

@@ -12,12 +12,13 @@ import test_train_translator as translator_tests
 import torch
 from conftest import CHANNELS, W_DIM, make_generator
 from PIL import Image
-from test_train_dual import make_players, start_codes
+from test_train_dual import Small, make_players, start_codes
 from test_train_dual import make_training as make_dual
 from test_train_translator import pairs  # noqa: F401
 
 from limner import losses, zoo
 from limner.errors import OptionError
+from limner.inversion import InversionOptions, PivotalOptions, TrunkDistance, invert
 from limner.nn.precision import bf16_units, choose_precision
 from limner.nn.projected import augment_lightly
 from limner.training import games
@@ -242,3 +243,24 @@ def test_the_generator_is_judged_by_heads_that_have_just_learned(folder, tmp_pat
         logits = judge.network.eval().judge(judge.network.features(fake))
         now = torch.stack([losses.hinge_g_loss(x) for x in logits]).mean()
     assert own.item() == pytest.approx(now.item(), abs=0.05)
+
+
+@pytest.mark.parametrize("method", ["w+", "pivotal"])
+def test_inversion_in_half_precision_finds_what_single_finds(generator, method):
+    z = torch.randn(2, W_DIM, generator=torch.Generator().manual_seed(5))
+    image = generator(z, psi=0.7).clamp(-1, 1)
+    pivotal = PivotalOptions(tune_steps=10, tune_stop=0.0)
+
+    def search(precision: str):
+        options = InversionOptions(method=method, steps=30, mean_samples=200, precision=precision)
+        return invert(
+            generator, image, options, perceptual=TrunkDistance(Small(), name="small"), pivotal=pivotal
+        )
+
+    whole, half, again = search("fp32"), search("bf16"), search("bf16")
+    assert half.latent.tensor.dtype == half.image.dtype == torch.float32
+    assert torch.equal(half.latent.tensor, again.latent.tensor)
+    assert torch.equal(half.image, again.image)
+    assert not torch.equal(half.latent.tensor, whole.latent.tensor)
+    for a, b in zip(half.report, whole.report, strict=True):
+        assert a.psnr == pytest.approx(b.psnr, abs=1.0)

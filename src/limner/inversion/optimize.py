@@ -27,6 +27,7 @@ from limner.inversion.statistics import (
 )
 from limner.latent import Latent, LayerMask, Space, render
 from limner.latent.spaces import spread
+from limner.nn.precision import autocast, choose_precision
 from limner.nn.stylegan2 import Generator
 
 # Weight of the distance in P_N where method ii2s is asked for without one.
@@ -157,6 +158,7 @@ class Projector:
             *(Aim(goal, generator, batch=len(target), perceptual=perceptual) for goal in goals),
         ]
         self.target = self.aims[0].image
+        self.precision = choose_precision(options.precision, self.target.device)
         self.rng = rng or torch.Generator().manual_seed(options.seed)
         self.noise_scale: Literal["std", "rms"] = noise_scale
         self._measure(statistics, whitening)
@@ -257,7 +259,9 @@ class Projector:
         for face, group in zip(self.faces, self.optimizer.param_groups, strict=True):
             group["lr"] = rates[faces.index(face)] if face in faces else 0.0
         codes = self._shaken(faces, times, shake)
-        image = render(self.generator, codes, self._noise(faces))
+        # Only the generator: the trunk is no faster in half precision, and the distances need all digits.
+        with autocast(self.precision, self.target.device):
+            image = render(self.generator, codes, self._noise(faces)).float()
         # Losses, one per picture, (B,).
         figures, loss = self._losses(image, codes, rows)
         if not loss.isfinite().all():

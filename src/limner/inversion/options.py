@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from limner.errors import OptionError
-from limner.options import Options, knob
+from limner.options import Options, knob, precision_knob
 
 OPTIMIZED = ("z", "z+", "w", "w+", "s")
 """Spaces of codes that can be searched."""
@@ -74,6 +74,7 @@ class InversionOptions(Options):
     """part by which the loss must fall to count as progress"""
     refinements: int = knob(3, lo=1, hi=20)
     """steps of the compact encoder, each looking at what the last one made"""
+    precision: str = precision_knob()
     seed: int = knob(0, lo=0, hi=2**31 - 1)
     """seed of the random numbers"""
 

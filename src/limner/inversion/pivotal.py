@@ -19,6 +19,7 @@ from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
 from limner.nn.compact import CompactEncoder
+from limner.nn.precision import autocast, choose_precision
 from limner.nn.stylegan2 import Generator, Noise
 
 
@@ -46,6 +47,7 @@ def tune(
     perceptual: Distance | None,
     noise: Noise = "constant",
     mask: Tensor | None = None,
+    precision: str = "fp32",
     rng: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Tuning:
@@ -59,6 +61,7 @@ def tune(
         perceptual: (image, image) -> (B,); None leaves the term out, and ``tune_stop`` with it.
         noise: the noise that belongs to the codes.
         mask: (B or 1, 1, R, R), 0 to 1; only what it covers is fitted.
+        precision: see `InversionOptions`; of the generator while it is tuned.
         rng: random numbers of the locality term, on the CPU; None for a new generator with seed 0.
         on_step: see `limner.inversion.invert`.
 
@@ -77,6 +80,7 @@ def tune(
             "there is nothing to fit: tune_l2 is 0 and so is tune_perceptual, or no trunk is at hand"
         )
     rng = rng or torch.Generator().manual_seed(0)
+    precision = choose_precision(precision, target.device)
     tuned = copy.deepcopy(generator).requires_grad_(False)
     weights = _tuned_weights(tuned, options.tune_layers)
     with torch.no_grad():
@@ -88,7 +92,8 @@ def tune(
     distances: dict[str, Any] = {"l2": options.tune_l2 > 0, "perceptual": perceptual}
     steps = 0
     for step in range(1, options.tune_steps + 1):
-        painted = render(tuned, pivot, noise)
+        with autocast(precision, target.device):
+            painted = render(tuned, pivot, noise).float()
         found = compare(painted, target, **distances, mask=mask)
         if perceptual is not None and found["perceptual"].max() <= options.tune_stop:
             break
@@ -167,6 +172,7 @@ def invert_pivotal(
         perceptual=perceptual,
         noise=found.noise_maps,
         mask=mask,
+        precision=options.precision,
         rng=rng,
         on_step=shifted(searched),
     )

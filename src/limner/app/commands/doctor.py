@@ -88,12 +88,18 @@ def report_devices(options: Options, console: Console) -> dict[str, Any]:
     import torch
 
     from limner.app.device import available_devices, pick_device
+    from limner.nn.precision import bf16_units, choose_precision
 
     devices = available_devices()
     device = pick_device(console.settings)
     console.print(f"{'devices'.ljust(12)} {', '.join(devices)} (using {device})")
     console.print(f"{'threads'.ljust(12)} {torch.get_num_threads()}")
+    units = bf16_units(device)
+    chosen = choose_precision("auto", device)
+    why = f"the device has {units}" if units else "PyTorch knows of no units for bf16 here"
+    console.print(f"{'precision'.ljust(12)} auto is {chosen}: {why}")
     found: dict[str, Any] = {"devices": devices, "device": str(device), "threads": torch.get_num_threads()}
+    found |= {"auto_precision": chosen, "bf16_units": units}
     if options.speed:
         found["conv_gflops"] = round(convolution_rate(device), 1)
         console.print(

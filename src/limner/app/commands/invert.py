@@ -90,6 +90,7 @@ def run(options: Options, console: Console) -> int:
     from limner.app.device import pick_device
     from limner.checkpoints.latents import load_latent
     from limner.nn import deltas
+    from limner.nn.precision import choose_precision
     from limner.pipeline import load_models
     from limner.pipeline.models import pick_trunk
 
@@ -106,6 +107,8 @@ def run(options: Options, console: Console) -> int:
         arcface=options.arcface,
         device=pick_device(console.settings),
     )
+    precision = choose_precision(search.precision, models.generator.w_avg.device)
+    search = dataclasses.replace(search, precision=precision)
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
     entries: list[dict[str, Any]] = []
     failed = []
