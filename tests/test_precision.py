@@ -12,6 +12,7 @@ import test_train_translator as translator_tests
 import torch
 from conftest import CHANNELS, W_DIM, make_generator
 from PIL import Image
+from test_encoders import make_encoder
 from test_train_dual import Small, make_players, start_codes
 from test_train_dual import make_training as make_dual
 from test_train_translator import pairs  # noqa: F401
@@ -19,6 +20,7 @@ from test_train_translator import pairs  # noqa: F401
 from limner import losses, zoo
 from limner.errors import OptionError
 from limner.inversion import InversionOptions, PivotalOptions, TrunkDistance, invert
+from limner.inversion.encode import encode_latents
 from limner.nn.precision import bf16_units, choose_precision
 from limner.nn.projected import augment_lightly
 from limner.training import games
@@ -264,3 +266,18 @@ def test_inversion_in_half_precision_finds_what_single_finds(generator, method):
     assert not torch.equal(half.latent.tensor, whole.latent.tensor)
     for a, b in zip(half.report, whole.report, strict=True):
         assert a.psnr == pytest.approx(b.psnr, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"head": "single", "body": "resnet34", "feedback": True, "in_channels": 6}]
+)
+def test_an_encoder_in_half_precision_gives_nearly_the_same_codes(generator, changes):
+    encoder = make_encoder(**changes)
+    image = generator(torch.randn(3, W_DIM, generator=torch.Generator().manual_seed(6))).clamp(-1, 1)
+    whole, half = (
+        encode_latents(generator, encoder, image, precision=precision)[-1].tensor
+        for precision in ("fp32", "bf16")
+    )
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, whole)
+    assert (half - whole).square().mean().sqrt() < 0.05 * whole.std()

@@ -13,6 +13,7 @@ from limner.inversion.options import EncodeOptions, InversionOptions
 from limner.inversion.report import Distance, Inversion, OnStep, measure
 from limner.latent import Latent, render
 from limner.nn.encoders import Encoder, check_pair, refine, to_input
+from limner.nn.precision import autocast, choose_precision
 from limner.nn.stylegan2 import Generator
 
 
@@ -22,6 +23,8 @@ def encode_latents(
     encoder: Encoder,
     image: Tensor,
     options: EncodeOptions | None = None,
+    *,
+    precision: str = "fp32",
 ) -> list[Latent]:
     """Return the codes after every pass, the last being the result; every picture gets one.
 
@@ -30,6 +33,7 @@ def encode_latents(
         encoder: in evaluation mode.
         image: (B, C, H, W), photos in [-1, 1], sketches and label maps in [0, 1]; brought to the encoder's size.
         options: passes, and pictures at once; the last batch may be smaller.
+        precision: of encoder and generator, see `InversionOptions`; the codes are float32.
 
     Raises:
         ShapeError: the pictures' channels are not the encoder's, or it does not fit the generator.
@@ -42,7 +46,8 @@ def encode_latents(
     passes: list[list[Tensor]] = []
     for start in range(0, len(image), options.encode_batch):
         batch = to_input(encoder, image[start : start + options.encode_batch].to(encoder.mean))
-        passes.append(refine(encoder, generator, batch, iterations=options.iterations or None))
+        with autocast(choose_precision(precision, batch.device), batch.device):
+            passes.append(refine(encoder, generator, batch, iterations=options.iterations or None))
     return [Latent(encoder.space, torch.cat(codes)) for codes in zip(*passes, strict=True)]
 
 
@@ -71,7 +76,7 @@ def encode(
     if encoder.family != options.method:
         raise OptionError(f"method is {options.method}, but the encoder is one of {encoder.family}")
     target = check_image(image, generator).to(generator.w_avg)
-    passes = encode_latents(generator, encoder, target, encoding)
+    passes = encode_latents(generator, encoder, target, encoding, precision=options.precision)
     size = (encoding or EncodeOptions()).encode_batch
     parts = [
         render(generator, passes[-1][i : i + size]).clamp(-1, 1) for i in range(0, len(passes[-1]), size)
