@@ -214,7 +214,7 @@ def test_what_is_not_there_is_told_below_the_table(tmp_path, models):
     options = options_for(heads, held_out="0-3", faces=2, steps=1, methods=("all",))
     section = evaluate_inversion(models, options, Store(None))
     assert set(section.data["skipped"]) == {"psp", "e4e", "restyle", "hyper"}
-    assert all(reason.startswith("no weights: none") for reason in section.data["skipped"].values())
+    assert all(reason.startswith("no weights: no ") for reason in section.data["skipped"].values())
     table = section.blocks[0]
     assert isinstance(table, Table)
     notes = table.note.splitlines()

@@ -40,7 +40,7 @@ ORDER: dict[str, str] = {
     "hyper": "a change of the weights holds what no code does (HyperInverter)",
     "ii2s": "w+ is the closest space of codes, even near the mapping network's (II2S)",
     PLAIN: "staying near the mapping network's codes costs closeness (II2S)",
-    "w+": "noise maps that are fitted beside the codes add detail (StyleGAN2)",
+    "w+": "noise maps are fitted too, and nothing holds the codes near the mapping network's (StyleGAN2, II2S)",
     "s": "s holds all that w+ holds, and more (StyleSpace)",
     HYBRID: "with equal steps, starting from the encoder is better (Zhu et al. 2016)",
     PIVOTAL: "tuning the generator comes closer than any code (PTI)",
@@ -152,9 +152,7 @@ def missing_weights(method: Method, models: Models) -> str:
     needed = [name for name in (method.start, method.method) if name in ENCODED]
     if not needed or models.encoder is not None:
         return ""
-    return (
-        f"no weights: none of {needed[0]} are bundled for this generator; --encoder FILE takes a checkpoint"
-    )
+    return f"no weights: no {needed[0]} is bundled for this generator; --encoder FILE takes a checkpoint"
 
 
 def check_order(values: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, bool, str]]:

@@ -64,6 +64,7 @@ class Inverter:
             "trunk_weights": deltas.digest(models.trunk),
             "seed": seed,
         }
+        self._warm = False
         self._known: dict[tuple[str, str, int], list[Part]] = {}
 
     def run(self, method: Method) -> list[Part]:
@@ -94,6 +95,10 @@ class Inverter:
         pivots = self.run(method.pivot) if lacking and method.method == PIVOTAL else None
         size = BATCH if pivots is None else 1
         chunks = [lacking[first : first + size] for first in range(0, len(lacking), size)]
+        if chunks and not self._warm:
+            # The first search of a process pays for what PyTorch prepares; no method's seconds shall hold that.
+            self._invert(Method("w", "w"), self.images[:1].to(self.models.device), 1)
+            self._warm = True
         for chunk in self.track(chunks, method.name):
             images = self.images[chunk].to(self.models.device)
             made = (
