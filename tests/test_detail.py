@@ -12,7 +12,13 @@ from limner.errors import CheckpointError, KeyMismatchError, ShapeError
 from limner.latent import Latent, render
 from limner.nn import deltas
 from limner.nn.detail import Detail
+from limner.nn.dualstylegan import DualGenerator
+from limner.nn.layers import upsample2
 from limner.nn.stylegan2 import Generator
+from limner.pipeline import Models
+from limner.stylization.dual import DualStyle
+from limner.stylization.options import DualOptions, StyleOptions
+from limner.stylization.style import paint, style_between
 from limner.training.gan import start_from
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
@@ -174,3 +180,57 @@ def open_header(path):
 
     with safe_open(path, framework="pt") as opened:
         return opened.metadata()["limner"]
+
+
+# In the jobs
+
+
+def test_models_find_the_detail_of_their_generator(base, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
+    fetched = tmp_path / "cache" / "grown.safetensors"
+    fetched.parent.mkdir()
+    fetched.write_bytes(file.read_bytes())
+    zoo.install(zoo.Download("grown", "detail", "https://example.org/grown.safetensors", "CC0-1.0"), fetched)
+    trunk = zoo.load("lite0")
+    found = Models(generator=base, trunk=trunk)
+    code, maps = Latent("w+", torch.randn(1, 6, 8)), [layer.noise for layer in base.synthesis.layers]
+    painter, longer, more = found.finish(base, code, maps)
+    assert painter.resolution == 32
+    assert render(painter, longer, more).shape == (1, 3, 32, 32)
+    other = Models(generator=small(16, seed=3), trunk=trunk)
+    assert other.detail is None, "another generator has none"
+    assert other.finish(base, code, maps) == (base, code, maps)
+
+
+def test_styles_are_finished(base, grown):
+    tuned = deltas.apply(base, [({"synthesis.to_rgb.0.bias": torch.ones(3)}, 1.0)])
+    weights = {"row_weights": [0, 0, 1, 1, 1, 1]}
+    style = style_between(base, tuned, method="jojogan", options=weights)
+    whole = make(base, grown).grow(base)
+    code = Latent("w+", torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0)))
+    for options in (StyleOptions(), StyleOptions(strength=0.5, blend="features"), StyleOptions(pull=1.0)):
+        plain = paint(base, style, code, options)
+        finished = paint(whole, style, code.grown(whole), options)
+        assert finished.shape == (1, 3, 32, 32)
+        assert plain.shape == (1, 3, 16, 16)
+        assert (finished.mean() > render(whole, code.grown(whole)).clamp(-1, 1).mean()) == (
+            plain.mean() > render(base, code).clamp(-1, 1).mean()
+        )
+
+
+def test_a_dual_style_is_finished(base, grown):
+    for rgb in base.synthesis.to_rgb:
+        rgb.weight.mul_(0.02)  # pale pictures, of which nothing is clipped
+    dual = DualGenerator.around(base).eval().requires_grad_(False)
+    code = Latent("w+", torch.randn(1, 6, 8))
+    style = DualStyle(dual, torch.randn(1, 6, 8), DualOptions())
+    detail = make(base, grown)
+    finished = style.paint(base, code, detail=detail)
+    assert finished.shape == (1, 3, 32, 32)
+    # Without new features the skip connections only enlarge.
+    for rgb in detail.to_rgb:
+        rgb.weight.zero_()
+        rgb.bias.zero_()
+    torch.testing.assert_close(
+        style.paint(base, code, detail=detail), upsample2(style.paint(base, code)), atol=1e-5, rtol=0
+    )

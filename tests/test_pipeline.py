@@ -18,6 +18,7 @@ from limner.app.commands.stylize import portrait_paths
 from limner.errors import CheckpointError, FaceNotFoundError, KeyMismatchError, OptionError
 from limner.faces import Face
 from limner.nn.compact import CompactCore, CompactEncoder
+from limner.nn.detail import Detail
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Discriminator, Generator
@@ -117,6 +118,21 @@ def test_results_repeat(models: Models, style: Style) -> None:
         stylize(make_photo(), style, StylizeOptions(**FAST), models=models).pixels for _ in range(2)
     )
     assert np.array_equal(first, second)
+
+
+def test_faces_are_finished_by_detail_unless_told_otherwise(models: Models, style: Style) -> None:
+    """Layers grown above the generator double the faces; the photo's other pixels and its size stay."""
+    config = models.generator.config()
+    whole = config | {"resolution": 64, "channels": config["channels"] | {64: 4}}
+    models.__dict__["detail"] = Detail(config=whole, below=32).requires_grad_(False)
+    photo = make_photo()
+    large = stylize(photo, style, StylizeOptions(**FAST), models=models)
+    small = stylize(photo, style, StylizeOptions(**FAST, detail=False), models=models)
+    assert large.pixels.shape == small.pixels.shape == photo.shape
+    for one, other in zip(large.faces, small.faces, strict=True):
+        assert one.styled.shape == one.embedded.shape == (64, 64, 3)
+        assert other.styled.shape == other.embedded.shape == (32, 32, 3)
+        assert one.report.psnr == other.report.psnr, "the search is the small generator's"
 
 
 def test_strength_zero_is_the_embedding(models: Models, style: Style) -> None:

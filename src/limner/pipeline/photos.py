@@ -232,16 +232,17 @@ def _restyle(
     generator, latent, noise = models.generator, inversion.latent, inversion.noise_maps
     if inversion.delta is not None:
         generator = deltas.apply(generator, [(inversion.delta, 1.0)])
-    embedded = inversion.image
+    embedded, detail = inversion.image, models.detail if options.detail else None
+    painter, code, maps = generator, latent, noise
+    if detail is not None:
+        painter, code, maps = models.finish(generator, latent, noise)
+        with torch.no_grad():
+            embedded = render(painter, code, maps).clamp(-1, 1)
     if isinstance(style, DualStyle):
-        styled = style.paint(generator, latent, noise)
+        styled = style.paint(generator, latent, noise, detail=detail)
     else:
-        if options.detail and models.detail is not None:
-            generator, latent, noise = models.finish(generator, latent, noise)
-            with torch.no_grad():
-                embedded = render(generator, latent, noise).clamp(-1, 1)
         shown = options if isinstance(options, StyleOptions) else StyleOptions()
-        styled = paint(generator, style, latent, shown, noise=noise)
+        styled = paint(painter, style, code, shown, noise=maps)
     crop = faces.crop_face(pixels, alignment)
     target = media.to_image(crop).to(models.device)
     distance = models.make_distance()

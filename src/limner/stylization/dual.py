@@ -16,6 +16,7 @@ from torch import Tensor
 from limner.errors import KeyMismatchError, OptionError, ShapeError
 from limner.latent import Latent
 from limner.nn import deltas
+from limner.nn.detail import Detail
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.nn.stylegan2 import Generator, Noise
 from limner.stylization.options import FIXED, DualOptions
@@ -124,6 +125,7 @@ def transfer(
     *,
     noise: Noise = "constant",
     generator: Generator | None = None,
+    detail: Detail | None = None,
 ) -> Tensor:
     """Paint faces in a style.
 
@@ -134,6 +136,7 @@ def transfer(
         options: weights, colours, truncation.
         noise: see `limner.nn.stylegan2.SynthesisNetwork.from_styles`.
         generator: takes the place of the model's intrinsic part, such as one tuned to the person.
+        detail: layers grown above it, which finish the picture at their size.
 
     Returns:
         (B, 3, H, W), clipped to [-1, 1].
@@ -148,6 +151,9 @@ def transfer(
         extrinsic = combine(dual, extrinsic, w_plus)
     weights = row_weights(dual, options)
     fused = dual.stylize_codes(truncate(generator, w_plus, options), extrinsic, weights)
+    if detail is not None:
+        generator = detail.grow(generator)
+        fused, noise = Latent("w+", fused).grown(generator).tensor, detail.grow_noise(noise)
     return generator.synthesis(fused, noise, edit=dual.edits(extrinsic, weights)).clamp(-1, 1)
 
 
@@ -182,9 +188,13 @@ class DualStyle:
                 f"with its own generator, not with another one of {generator.resolution} px"
             )
 
-    def paint(self, generator: Generator, latent: Latent, noise: Noise = "constant") -> Tensor:
-        """Codes of faces -> (B, 3, H, W) in this style, clipped; ``generator`` may be tuned to the person."""
-        return transfer(self.dual, latent, self.extrinsic, self.options, noise=noise, generator=generator)
+    def paint(
+        self, generator: Generator, latent: Latent, noise: Noise = "constant", *, detail: Detail | None = None
+    ) -> Tensor:
+        """Codes of faces -> (B, 3, H, W) in this style, clipped; see `transfer`.  ``generator`` may be tuned to them."""
+        return transfer(
+            self.dual, latent, self.extrinsic, self.options, noise=noise, generator=generator, detail=detail
+        )
 
 
 @torch.no_grad()
