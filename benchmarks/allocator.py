@@ -27,7 +27,7 @@ def measure(case: str, keep: bool, passes: int = 5) -> tuple[float, float]:
     import torch
 
     from limner.nn.stylegan2 import Generator
-    from limner.training.options import CHANNEL_TABLES
+    from limner.training.gan.options import CHANNEL_TABLES
 
     resolution, batch, backward = CASES[case]
     torch.set_num_threads(1)

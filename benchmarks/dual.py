@@ -38,11 +38,11 @@ from limner.nn.dual_start import start_extrinsic
 from limner.nn.dualstylegan import AdaptiveInstanceNorm, DualGenerator, ModResBlock
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.training.data import PictureSet
-from limner.training.dual_adversary import StyleGan2Adversary
-from limner.training.dual_eyes import BANDWIDTH, LITE0_CLOSE, Eyes
-from limner.training.dual_options import DualTrainOptions
-from limner.training.dual_pairs import Setting
-from limner.training.dual_transfer import StyleStage, copy_for_average
+from limner.training.dual.adversary import StyleGan2Adversary
+from limner.training.dual.eyes import BANDWIDTH, LITE0_CLOSE, Eyes
+from limner.training.dual.options import DualTrainOptions
+from limner.training.dual.pairs import Setting
+from limner.training.dual.transfer import StyleStage, copy_for_average
 from limner.training.run import Runtime, StepRandom
 
 PICTURES = 8
@@ -88,7 +88,7 @@ class PlainAdversary(StyleGan2Adversary):
     def judge(
         self, fake: Tensor, real: Tensor, random: StepRandom, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """See `limner.training.dual_adversary.Adversary.judge`."""
+        """See `limner.training.dual.adversary.Adversary.judge`."""
         network: Any = self.network
         loss = logistic_d_loss(plain.discriminate(network, real), plain.discriminate(network, fake.detach()))
         self.update(loss)

@@ -109,8 +109,8 @@ def gan_steps(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
 
     from limner import zoo
     from limner.options import from_mapping
-    from limner.training.gan import GanTraining, build_run
-    from limner.training.options import GanOptions
+    from limner.training.gan.options import GanOptions
+    from limner.training.gan.training import GanTraining, build_run
     from limner.training.run import Runtime
 
     values = {"data": str(folder / "pictures"), "resolution": 128, "batch_size": batch, "metric_samples": 0}
@@ -131,8 +131,8 @@ def encoder_steps(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
 
     from limner import zoo
     from limner.options import from_mapping
-    from limner.training.encoder_lessons import EncoderLessons, build_run
-    from limner.training.encoder_options import EncoderOptions
+    from limner.training.encoder.lessons import EncoderLessons, build_run
+    from limner.training.encoder.options import EncoderOptions
     from limner.training.run import Runtime
 
     values = {"data": str(folder / "pictures"), "batch_size": batch, "codes_kimg": 0, "refine_kimg": 0}

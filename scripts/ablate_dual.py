@@ -33,12 +33,12 @@ from limner.errors import LimnerError
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.dual import DualTraining, Networks
-from limner.training.dual_figures import measure_pairs, measure_selectivity, paint_all
-from limner.training.dual_options import DualTrainOptions
-from limner.training.dual_pairs import ENCODER_STEPS, DestylizeStage, RefineStage
-from limner.training.dual_stage import Stage
-from limner.training.dual_transfer import StructureStage, StyleStage, copy_for_average
+from limner.training.dual.figures import measure_pairs, measure_selectivity, paint_all
+from limner.training.dual.options import DualTrainOptions
+from limner.training.dual.pairs import ENCODER_STEPS, DestylizeStage, RefineStage
+from limner.training.dual.stage import Stage
+from limner.training.dual.training import DualTraining, Networks
+from limner.training.dual.transfer import StructureStage, StyleStage, copy_for_average
 from limner.training.run import Runtime, StepRandom
 
 VARIANTS = ("full", "no-structure", "no-style", "no-destylise", "no-refine")

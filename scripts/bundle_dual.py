@@ -22,7 +22,7 @@ from limner.checkpoints.dual_child import BUDGET_BYTES, save_dual
 from limner.errors import LimnerError
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
-from limner.training.dual_pairs import choose_evenly
+from limner.training.dual.pairs import choose_evenly
 
 SAMPLES = 24
 CARD = """# {name} - a DualStyleGAN on {base}

@@ -20,7 +20,7 @@ from limner.faces import detect_faces
 from limner.media import resize_pixels, to_pixels
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.yardstick import Yardstick
+from limner.training.gan.yardstick import Yardstick
 
 SOURCE = "11,000 renders of synthetic heads from MakeHuman's CC0 assets (heads-256), seeds 0-10999; nobody in them exists"
 RECIPE = "recipes/heads-64.yaml, then heads-128.yaml, then heads-128-discriminator.yaml (limner train gan --config ...)"

@@ -18,8 +18,8 @@ from limner import zoo
 from limner.checkpoints.compact import load_encoder
 from limner.checkpoints.translator import FILES, load_translator, save_translator
 from limner.nn.translator import Translator
-from limner.training.translator_data import Scenes
-from limner.training.translator_figures import TranslatorExam
+from limner.training.translator.data import Scenes
+from limner.training.translator.figures import TranslatorExam
 from limner.translation import TASKS
 
 RECIPE = "recipes/translate-128.yaml (limner train translator --config ...)"

@@ -33,9 +33,8 @@ from limner.app.cli import main as limner
 from limner.errors import CheckpointError, LimnerError, OptionError
 from limner.options import from_mapping, read_recipe, to_mapping, to_words
 from limner.training.data import list_pictures, read_pictures
-from limner.training.gan import GanTraining, build_run
-from limner.training.options import GanOptions
-from limner.training.parcels import (
+from limner.training.gan.options import GanOptions
+from limner.training.gan.parcels import (
     MANIFEST,
     export_average,
     grow_state,
@@ -43,6 +42,7 @@ from limner.training.parcels import (
     shrink_state,
     split_file,
 )
+from limner.training.gan.training import GanTraining, build_run
 from limner.training.run import Journal, Runtime, StepRandom, load_state, save_state
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,15 +25,15 @@ from limner.errors import LimnerError
 from limner.pipeline.dual import DualModels, load_dual
 from limner.stylization.dual import to_extrinsic
 from limner.training.data import PictureSet
-from limner.training.dual_figures import (
+from limner.training.dual.figures import (
     content_by_style,
     measure_pairs,
     measure_selectivity,
     parts_sheet,
     sweep_sheet,
 )
-from limner.training.dual_options import DualTrainOptions
-from limner.training.dual_pairs import ENCODER_STEPS, choose_evenly
+from limner.training.dual.options import DualTrainOptions
+from limner.training.dual.pairs import ENCODER_STEPS, choose_evenly
 from limner.training.run import Runtime
 
 PEOPLE, COLUMNS = 5, 8

@@ -19,7 +19,7 @@ from limner.pipeline import Models
 from limner.stylization.dual import DualStyle
 from limner.stylization.options import DualOptions, StyleOptions
 from limner.stylization.style import paint, style_between
-from limner.training.gan import start_from
+from limner.training.gan.training import start_from
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
 SIZES = {"z_dim": 8, "w_dim": 8, "mapping_depth": 2}

@@ -149,7 +149,7 @@ def test_mapping_round_trip():
 
 def test_words_give_the_same_options_on_the_command_line():
     from limner.app import cli
-    from limner.training.options import GanOptions
+    from limner.training.gan.options import GanOptions
 
     assert to_words(GanOptions()) == []
     options = GanOptions(data=("a b", "c"), mirror=False, only_discriminator=True, kimg=2.5)

@@ -21,9 +21,9 @@ from limner.nn.features import Lite0
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator
 from limner.nn.transport import FrechetPull, summaries
 from limner.options import from_mapping, read_recipe, to_mapping
-from limner.training.gan import GanTraining, build_generator, build_run
-from limner.training.options import CHANNEL_TABLES, GanOptions
-from limner.training.parcels import MANIFEST, grow_state, join_file, shrink_state, split_file
+from limner.training.gan.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.parcels import MANIFEST, grow_state, join_file, shrink_state, split_file
+from limner.training.gan.training import GanTraining, build_generator, build_run
 from limner.training.run import Runtime, load_state, save_state
 
 CPU = torch.device("cpu")

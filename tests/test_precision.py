@@ -23,15 +23,15 @@ from limner.inversion import InversionOptions, PivotalOptions, TrunkDistance, in
 from limner.inversion.encode import encode_latents
 from limner.nn.precision import bf16_units, choose_precision
 from limner.nn.projected import augment_lightly
-from limner.training import games
-from limner.training.dual_transfer import StructureStage, StyleStage
-from limner.training.encoder import EncoderTraining
-from limner.training.encoder_lessons import EncoderLessons
-from limner.training.gan import GanTraining, build_run
-from limner.training.hyper import HyperLessons
-from limner.training.options import CHANNEL_TABLES, GanOptions
+from limner.training.cores import EncoderTraining
+from limner.training.dual.transfer import StructureStage, StyleStage
+from limner.training.encoder.lessons import EncoderLessons
+from limner.training.gan import games
+from limner.training.gan.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.training import GanTraining, build_run
+from limner.training.hyper.lessons import HyperLessons
 from limner.training.run import Runtime, StepRandom, settle
-from limner.training.translator_lessons import TranslatorLessons
+from limner.training.translator.lessons import TranslatorLessons
 
 CPU = torch.device("cpu")
 STEPS = 3

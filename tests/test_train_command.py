@@ -13,7 +13,7 @@ from PIL import Image
 from limner import checkpoints
 from limner.app.cli import main
 from limner.options import from_mapping, read_recipe
-from limner.training.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.options import CHANNEL_TABLES, GanOptions
 
 
 @pytest.fixture

@@ -19,11 +19,9 @@ from limner.errors import KeyMismatchError, OptionError
 from limner.nn.dual_start import hashed_uniform, start_extrinsic
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Generator
-from limner.training import options as gan_options
-from limner.training.dual import DualTraining, Networks, table_of
-from limner.training.dual_adversary import make_adversary
-from limner.training.dual_eyes import Eyes
-from limner.training.dual_figures import (
+from limner.training.dual.adversary import make_adversary
+from limner.training.dual.eyes import Eyes
+from limner.training.dual.figures import (
     content_by_style,
     gram_distances,
     grams,
@@ -32,17 +30,19 @@ from limner.training.dual_figures import (
     parts_sheet,
     sweep_sheet,
 )
-from limner.training.dual_options import STAGES, DualTrainOptions, stage_key
-from limner.training.dual_pairs import DestylizeStage, RefineStage, Setting, choose_evenly, nearest_z_plus
-from limner.training.dual_sampler import SamplerStage, match
-from limner.training.dual_stage import Stage
-from limner.training.dual_transfer import (
+from limner.training.dual.options import STAGES, DualTrainOptions, stage_key
+from limner.training.dual.pairs import DestylizeStage, RefineStage, Setting, choose_evenly, nearest_z_plus
+from limner.training.dual.sampler import SamplerStage, match
+from limner.training.dual.stage import Stage
+from limner.training.dual.training import DualTraining, Networks, table_of
+from limner.training.dual.transfer import (
     StructureStage,
     StyleStage,
     boundary,
     copy_for_average,
     residual_size,
 )
+from limner.training.gan import options as gan_options
 from limner.training.run import Runtime, StepRandom, load_state
 
 CPU = torch.device("cpu")

@@ -16,10 +16,10 @@ from limner.nn import deltas
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
 from limner.options import from_mapping, read_recipe
-from limner.training.encoder import EncoderTraining
-from limner.training.encoder_figures import EncoderExam
-from limner.training.encoder_lessons import EncoderLessons, build_run, jitter_colours
-from limner.training.encoder_options import EncoderOptions
+from limner.training.cores import EncoderTraining
+from limner.training.encoder.figures import EncoderExam
+from limner.training.encoder.lessons import EncoderLessons, build_run, jitter_colours
+from limner.training.encoder.options import EncoderOptions
 from limner.training.optimizers import Ranger, make_optimizer
 from limner.training.run import Runtime, StepRandom, save_state
 from limner.training.style_metric import StyleMetric

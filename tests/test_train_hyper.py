@@ -26,9 +26,9 @@ from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.features import Lite0
 from limner.nn.hyperinverter import paint, target_layers
 from limner.pipeline.models import find_first
-from limner.training.encoder import EncoderTraining
-from limner.training.hyper import HyperExam, HyperLessons, build_run
-from limner.training.hyper_options import HyperOptions
+from limner.training.cores import EncoderTraining
+from limner.training.hyper.lessons import HyperExam, HyperLessons, build_run
+from limner.training.hyper.options import HyperOptions
 from limner.training.run import Runtime, StepRandom
 
 CPU = torch.device("cpu")

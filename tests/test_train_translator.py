@@ -20,12 +20,12 @@ from limner.nn import deltas
 from limner.nn.compact import CompactCore, CompactEncoder
 from limner.nn.features import Lite0
 from limner.options import from_mapping, read_recipe
-from limner.training.encoder import EncoderTraining
+from limner.training.cores import EncoderTraining
 from limner.training.run import Runtime, StepRandom, save_state
-from limner.training.translator_data import Scenes, find_codes, find_tasks, read_labels, shift_inputs
-from limner.training.translator_figures import TranslatorExam, TruthIndex, nearest_share
-from limner.training.translator_lessons import Lesson, TranslatorLessons, build_run
-from limner.training.translator_options import TranslatorOptions
+from limner.training.translator.data import Scenes, find_codes, find_tasks, read_labels, shift_inputs
+from limner.training.translator.figures import TranslatorExam, TruthIndex, nearest_share
+from limner.training.translator.lessons import Lesson, TranslatorLessons, build_run
+from limner.training.translator.options import TranslatorOptions
 from limner.translation import TASKS, mirror_input
 from limner.translation.tasks import show_input
 

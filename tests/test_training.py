@@ -23,12 +23,12 @@ from limner.errors import (
 from limner.nn.layers import upsample2
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly, cut_windows
 from limner.nn.stylegan2 import Generator
-from limner.training import games
 from limner.training import run as surroundings
 from limner.training.data import PictureSet, list_pictures
-from limner.training.games import StyleGan2Game, draw_w_plus
-from limner.training.gan import GanTraining, build_generator, build_run, start_from
-from limner.training.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan import games
+from limner.training.gan.games import StyleGan2Game, draw_w_plus
+from limner.training.gan.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.training import GanTraining, build_generator, build_run, start_from
 from limner.training.run import Clock, Journal, Runtime, StepRandom, load_state, save_state, update_average
 
 CPU = torch.device("cpu")
@@ -598,7 +598,7 @@ def test_several_processes_need_fabric(monkeypatch):
 
 
 def test_yardstick_tells_a_copy_from_noise(folder, trunk):
-    from limner.training.yardstick import Yardstick
+    from limner.training.gan.yardstick import Yardstick
 
     pictures = PictureSet(folder, 16)
     stick = Yardstick(trunk, pictures, samples=6, device=CPU)

@@ -8,10 +8,10 @@ import torch
 
 from limner import media
 from limner.errors import OptionError
-from limner.training.gan import GanTraining, build_generator, build_run
-from limner.training.options import GanOptions
+from limner.training.gan.options import GanOptions
+from limner.training.gan.training import GanTraining, build_generator, build_run
+from limner.training.gan.transfer import frozen_parameters
 from limner.training.run import Runtime
-from limner.training.transfer import frozen_parameters
 
 
 @pytest.mark.parametrize(

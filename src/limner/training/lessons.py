@@ -18,7 +18,7 @@ from limner.nn.compact import CompactBody
 from limner.nn.embedding import LatentCritic
 from limner.nn.layers import at_least_float
 from limner.nn.stylegan2 import Generator
-from limner.training.games import draw_w_plus
+from limner.training.gan.games import draw_w_plus
 from limner.training.loop import Progress, cosine_share
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom

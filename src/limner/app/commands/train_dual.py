@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from limner.app.console import Console
 from limner.app.training import tell_places
 from limner.errors import CheckpointError, OptionError
-from limner.training.dual_options import STAGES, TITLES
-from limner.training.dual_options import DualTrainOptions as Options
+from limner.training.dual.options import STAGES, TITLES
+from limner.training.dual.options import DualTrainOptions as Options
 
 if TYPE_CHECKING:
-    from limner.training.dual import Networks
-    from limner.training.dual_eyes import Eyes
-    from limner.training.dual_stage import Stage
+    from limner.training.dual.eyes import Eyes
+    from limner.training.dual.stage import Stage
+    from limner.training.dual.training import Networks
     from limner.training.run import Runtime
 
 HIDDEN = {"kimg", "img_per_s"}
@@ -23,7 +23,7 @@ HIDDEN = {"kimg", "img_per_s"}
 def run(options: Options, console: Console) -> int:
     """Train until the last stage is over, or until ``seconds`` or an interrupt; the state is saved in each case."""
     from limner.app.device import pick_device
-    from limner.training.dual import DualTraining
+    from limner.training.dual.training import DualTraining
     from limner.training.run import Runtime, settle
 
     if not options.images:
@@ -106,7 +106,7 @@ def load_networks(options: Options, runtime: Runtime) -> Networks:
 
     from limner import checkpoints, zoo
     from limner.nn.stylegan2 import Discriminator, Generator
-    from limner.training.dual import Networks
+    from limner.training.dual.training import Networks
 
     checkpoint = checkpoints.load(zoo.resolve(options.base))
     base = checkpoint.generator
@@ -136,7 +136,7 @@ def load_eyes(options: Options, trunk: Any, runtime: Runtime) -> Eyes:
     from limner import zoo
     from limner.checkpoints.psp import load_arcface
     from limner.nn.features import load_torchvision
-    from limner.training.dual_eyes import VGG19_TAPS, Eyes
+    from limner.training.dual.eyes import VGG19_TAPS, Eyes
 
     known, name, other = zoo.names(), "lite0", "dlib"
     if options.vgg19 or "vgg19" in known:

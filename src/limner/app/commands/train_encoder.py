@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from limner.app.console import Console
 from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
-from limner.training.encoder_options import EncoderOptions as Options
+from limner.training.encoder.options import EncoderOptions as Options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from limner.nn.stylegan2 import Generator
-    from limner.training.encoder import EncoderTraining
-    from limner.training.encoder_lessons import EncoderRun
+    from limner.training.cores import EncoderTraining
+    from limner.training.encoder.lessons import EncoderRun
     from limner.training.run import Runtime
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -36,9 +36,9 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.inversion import TrunkDistance
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
-    from limner.training.encoder import EncoderTraining
-    from limner.training.encoder_figures import EncoderExam
-    from limner.training.encoder_lessons import EncoderLessons, build_run
+    from limner.training.cores import EncoderTraining
+    from limner.training.encoder.figures import EncoderExam
+    from limner.training.encoder.lessons import EncoderLessons, build_run
 
     generator = checkpoints.load(zoo.resolve(options.base)).generator
     if not isinstance(generator, Generator):

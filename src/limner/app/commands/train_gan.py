@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
 from limner.app.training import describe_run, fit, launch, plot, tell_places
-from limner.training.options import GanOptions as Options
+from limner.training.gan.options import GanOptions as Options
 
 if TYPE_CHECKING:
     import torch
 
-    from limner.training.games import GanRun
-    from limner.training.gan import GanTraining
+    from limner.training.gan.games import GanRun
+    from limner.training.gan.training import GanTraining
     from limner.training.run import Runtime
 
 
@@ -26,8 +26,8 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     import torch
 
     from limner import zoo
-    from limner.training.gan import GanTraining, build_run
-    from limner.training.yardstick import Yardstick
+    from limner.training.gan.training import GanTraining, build_run
+    from limner.training.gan.yardstick import Yardstick
 
     trunk: Any = None
     if options.discriminator == "projected" or options.metric_samples:

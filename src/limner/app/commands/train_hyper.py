@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from limner.app.console import Console
 from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
-from limner.training.hyper_options import HyperOptions as Options
+from limner.training.hyper.options import HyperOptions as Options
 
 if TYPE_CHECKING:
-    from limner.training.hyper import HyperRun
+    from limner.training.hyper.lessons import HyperRun
     from limner.training.run import Runtime
 
 SHOWN = 10
@@ -28,9 +28,9 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner import losses
     from limner.inversion import TrunkDistance
     from limner.pipeline import load_models
+    from limner.training.cores import EncoderTraining
     from limner.training.data import PictureSet
-    from limner.training.encoder import EncoderTraining
-    from limner.training.hyper import HyperExam, HyperLessons, build_run
+    from limner.training.hyper.lessons import HyperExam, HyperLessons, build_run
 
     named: dict[str, Any] = {"encoder": options.encoder} if options.encoder else {}
     models = load_models(options.base, device=runtime.device, **named)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from limner.app.console import Console
 from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
-from limner.training.translator_options import TranslatorOptions as Options
+from limner.training.translator.options import TranslatorOptions as Options
 
 if TYPE_CHECKING:
     from limner.nn.compact import CompactCore, CompactEncoder
     from limner.nn.features import Lite0
     from limner.nn.stylegan2 import Generator
     from limner.nn.translator import TranslatorCore
-    from limner.training.encoder import EncoderTraining
+    from limner.training.cores import EncoderTraining
     from limner.training.run import Runtime
-    from limner.training.translator_figures import TranslatorExam
-    from limner.training.translator_lessons import Lesson, TranslatorRun
+    from limner.training.translator.figures import TranslatorExam
+    from limner.training.translator.lessons import Lesson, TranslatorRun
     from limner.translation import Task
 
 
@@ -35,9 +35,9 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.checkpoints.compact import load_encoder
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
-    from limner.training.encoder import EncoderTraining
-    from limner.training.translator_data import find_tasks
-    from limner.training.translator_lessons import TranslatorLessons, build_run
+    from limner.training.cores import EncoderTraining
+    from limner.training.translator.data import find_tasks
+    from limner.training.translator.lessons import TranslatorLessons, build_run
 
     tasks = find_tasks(options.task)
     check_held_out(options, tasks)
@@ -133,8 +133,8 @@ def _find_lesson(
 ) -> Lesson:
     """Read photos and scenes, and let the teacher find the codes of the true faces."""
     from limner.training.data import PictureSet
-    from limner.training.translator_data import Scenes, find_codes
-    from limner.training.translator_lessons import Lesson
+    from limner.training.translator.data import Scenes, find_codes
+    from limner.training.translator.lessons import Lesson
 
     lesson = Lesson()
     paired = {name: task for name, task in tasks.items() if not task.made}
@@ -176,7 +176,7 @@ def _find_lesson(
 def check_held_out(options: Options, tasks: Mapping[str, Task]) -> None:
     """Raise `OptionError` where scenes that are examined are learned from too, in whichever folder."""
     from limner.training.data import split_sources
-    from limner.training.translator_data import list_scenes
+    from limner.training.translator.data import list_scenes
 
     if not options.validate or not options.pairs:
         return
@@ -204,8 +204,8 @@ def check_held_out(options: Options, tasks: Mapping[str, Task]) -> None:
 def _exam(
     options: Options, tasks: dict[str, Task], teacher: CompactEncoder, generator: Generator
 ) -> TranslatorExam:
-    from limner.training.translator_data import Scenes
-    from limner.training.translator_figures import TranslatorExam
+    from limner.training.translator.data import Scenes
+    from limner.training.translator.figures import TranslatorExam
 
     if not options.pairs:
         raise OptionError("pairs must be given to validate; or leave validate empty")

@@ -31,9 +31,9 @@ from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_l
 from limner.nn.stylegan2 import Generator
 from limner.nn.transport import FrechetPull, summaries
 from limner.training.data import PictureSet
-from limner.training.options import GanOptions
+from limner.training.gan.options import GanOptions
+from limner.training.gan.transfer import frozen_parameters
 from limner.training.run import Runtime, StepRandom
-from limner.training.transfer import frozen_parameters
 
 MEASURED_PICTURES, MEASURED_FAKES, MEASURED_BATCH = 8000, 1024, 64
 """Real pictures from which the Fréchet loss takes mean and covariance, generated images that it begins with (fewer of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limner.losses import hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from limner.nn.projected import ProjectedDiscriminator, augment_lightly
 from limner.nn.stylegan2 import Discriminator
-from limner.training.dual_options import DualTrainOptions
+from limner.training.dual.options import DualTrainOptions
 from limner.training.run import StepRandom
 
 

@@ -22,9 +22,9 @@ from limner.nn.stylegan2 import Generator
 from limner.stylization.destylize import destylize
 from limner.stylization.options import DestylizeOptions
 from limner.training.data import PictureSet
-from limner.training.dual_eyes import PUBLISHED_STYLE, Eyes
-from limner.training.dual_options import DualTrainOptions
-from limner.training.dual_stage import Stage
+from limner.training.dual.eyes import PUBLISHED_STYLE, Eyes
+from limner.training.dual.options import DualTrainOptions
+from limner.training.dual.stage import Stage
 from limner.training.run import Runtime, StepRandom
 
 ENCODER_STEPS = 3

@@ -15,10 +15,10 @@ from limner.errors import CheckpointError, KeyMismatchError, OptionError
 from limner.nn.projected import ProjectedDiscriminator
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.training.data import PictureSet
-from limner.training.embedding_game import EmbeddingGame
-from limner.training.games import Game, GanRun, ProjectedGame, StyleGan2Game
+from limner.training.gan.embedding_game import EmbeddingGame
+from limner.training.gan.games import Game, GanRun, ProjectedGame, StyleGan2Game
+from limner.training.gan.options import CHANNEL_TABLES, DISCRIMINATOR_TABLE, GanOptions
 from limner.training.loop import Training
-from limner.training.options import CHANNEL_TABLES, DISCRIMINATOR_TABLE, GanOptions
 from limner.training.run import Runtime, StepRandom, update_average
 
 Figures = Callable[[GanRun], dict[str, float]]

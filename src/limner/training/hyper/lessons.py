@@ -1,6 +1,6 @@
 """Train the small HyperInverter: networks of a run, one step, figures with and without the change of the generator.
 
-The loop, its state on disk and its log are `limner.training.encoder.EncoderTraining`.
+The loop, its state on disk and its log are `limner.training.cores.EncoderTraining`.
 
 Source: Dinh et al. 2022, "HyperInverter" (arXiv 2112.00719), section 3.3: squared error, perceptual distance, identity.
 Differs: no adversarial term, which the published training adds after 200,000 steps; see also `limner.nn.compact_hyper`.
@@ -26,7 +26,7 @@ from limner.nn.compact_hyper import CompactHyper, HyperCore
 from limner.nn.hyperinverter import paint, target_layers
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.hyper_options import HyperOptions
+from limner.training.hyper.options import HyperOptions
 from limner.training.lessons import CoreLessons, CoreRun, jitter_colours, person_loss, weighted_sum
 from limner.training.run import Runtime, StepRandom
 

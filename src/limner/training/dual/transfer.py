@@ -21,10 +21,10 @@ from limner.nn.dualstylegan import DualGenerator
 from limner.nn.low_rank import LowRankConv2d, LowRankLinear
 from limner.nn.precision import full_precision
 from limner.training.data import PictureSet
-from limner.training.dual_adversary import Adversary
-from limner.training.dual_eyes import PUBLISHED_STYLE
-from limner.training.dual_pairs import ENCODER_STEPS, Setting
-from limner.training.dual_stage import Stage
+from limner.training.dual.adversary import Adversary
+from limner.training.dual.eyes import PUBLISHED_STYLE
+from limner.training.dual.pairs import ENCODER_STEPS, Setting
+from limner.training.dual.stage import Stage
 from limner.training.run import StepRandom, update_average
 
 EXTRINSIC = ("style", "structure", "color")
@@ -230,7 +230,7 @@ class StyleStage(TransferStage):
     """On portraits: every portrait from its face and its style, and random faces in its style.
 
     Args:
-        codes: of the portraits, see `limner.training.dual_pairs.DestylizeStage`.
+        codes: of the portraits, see `limner.training.dual.pairs.DestylizeStage`.
         others: see `TransferStage`.
     """
 

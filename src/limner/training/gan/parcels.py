@@ -23,8 +23,8 @@ from limner.errors import CheckpointError
 from limner.files import replacing
 from limner.nn.transport import FrechetPull
 from limner.options import to_mapping
-from limner.training.gan import build_generator
-from limner.training.options import GanOptions
+from limner.training.gan.options import GanOptions
+from limner.training.gan.training import build_generator
 
 FORMAT = 2
 HALF_ERROR = 1e-3  # relative, that float16 may cost a tensor; very small and very large values stay float32

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from limner import media
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
-from limner.training.dual_pairs import Setting
-from limner.training.dual_stage import Stage
+from limner.training.dual.pairs import Setting
+from limner.training.dual.stage import Stage
 from limner.training.run import StepRandom, update_average
 
 PARTS = ("structure", "color")

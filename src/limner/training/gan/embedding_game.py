@@ -24,7 +24,7 @@ from limner.errors import OptionError
 from limner.losses import energy_distance
 from limner.nn.embedding import PictureEmbedder
 from limner.nn.layers import at_least_float
-from limner.training.games import Batch, GanRun, ProjectedGame, draw_w_plus
+from limner.training.gan.games import Batch, GanRun, ProjectedGame, draw_w_plus
 from limner.training.run import StepRandom
 
 BANK = 4096

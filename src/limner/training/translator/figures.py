@@ -14,7 +14,7 @@ from limner.nn.compact import CompactEncoder, resize
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
 from limner.nn.translator import Translator
-from limner.training.translator_data import Scenes
+from limner.training.translator.data import Scenes
 from limner.translation import Task, make_input
 from limner.translation.tasks import show_input
 

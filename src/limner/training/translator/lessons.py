@@ -32,8 +32,8 @@ from limner.training.lessons import (
 )
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
-from limner.training.translator_data import Scenes, find_tasks, shift_inputs
-from limner.training.translator_options import TranslatorOptions
+from limner.training.translator.data import Scenes, find_tasks, shift_inputs
+from limner.training.translator.options import TranslatorOptions
 from limner.translation import Task, make_input, mirror_input
 
 

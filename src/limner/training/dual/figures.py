@@ -15,7 +15,7 @@ from torch import Tensor
 from limner import media
 from limner.metrics import frechet_distance
 from limner.nn.dualstylegan import DualGenerator, Weights
-from limner.training.dual_eyes import Embed, Eyes
+from limner.training.dual.eyes import Embed, Eyes
 
 BATCH = 10
 GRAM_MAPS = 3

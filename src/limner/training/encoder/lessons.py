@@ -22,7 +22,7 @@ from limner.nn.embedding import LatentCritic
 from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
-from limner.training.encoder_options import EncoderOptions
+from limner.training.encoder.options import EncoderOptions
 from limner.training.lessons import (
     ADAM_BETA1,
     MOST_INPUT_PX,

@@ -29,21 +29,21 @@ from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.options import to_mapping
 from limner.training.data import PictureSet
-from limner.training.dual_adversary import Adversary, make_adversary
-from limner.training.dual_eyes import Eyes
-from limner.training.dual_options import LENGTHS, STAGES, DualTrainOptions, stage_key
-from limner.training.dual_pairs import DestylizeStage, RefineStage, Setting, choose_evenly
-from limner.training.dual_sampler import SamplerStage
-from limner.training.dual_stage import OnStep, Stage, folder_of, play, resume
-from limner.training.dual_transfer import (
+from limner.training.dual.adversary import Adversary, make_adversary
+from limner.training.dual.eyes import Eyes
+from limner.training.dual.options import LENGTHS, STAGES, DualTrainOptions, stage_key
+from limner.training.dual.pairs import DestylizeStage, RefineStage, Setting, choose_evenly
+from limner.training.dual.sampler import SamplerStage
+from limner.training.dual.stage import OnStep, Stage, folder_of, play, resume
+from limner.training.dual.transfer import (
     StructureStage,
     StyleStage,
     copy_for_average,
     extrinsic_state,
     load_extrinsic,
 )
-from limner.training.gan import GanTraining, build_run
-from limner.training.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.options import CHANNEL_TABLES, GanOptions
+from limner.training.gan.training import GanTraining, build_run
 from limner.training.run import Clock, Runtime
 
 PROBE = 32

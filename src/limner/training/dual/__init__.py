@@ -1,0 +1,1 @@
+"""DualStyleGANs: stages, what they learn from and measure."""

@@ -1,0 +1,1 @@
+"""Compact encoders: lessons, figures, options."""

@@ -1,0 +1,1 @@
+"""Small HyperInverters: lessons, options."""

@@ -1,0 +1,1 @@
+"""Translators: lessons, data, figures, options."""
