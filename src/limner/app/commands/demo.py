@@ -207,6 +207,7 @@ def _sample_heads(path: Path, styles: dict[str, Style], options: Options, models
     z = torch.randn(options.faces, generator.z_dim, generator=rng).to(models.device)
     with torch.no_grad():
         latent = Latent("w+", generator.truncate(generator.broadcast(generator.mapping(z)), PSI))
+        generator, latent, _ = models.finish(generator, latent, "constant")
         rows = [media.to_pixels(render(generator, latent))]
     rows += [
         media.to_pixels(paint(generator, style, latent, StyleOptions(strength=1.0)))
