@@ -2,10 +2,11 @@
 
     python scripts/measure_dual.py dual-toon --portraits ../shared/data/paired-256/toon \\
         --faces ../shared/data/paired-256/photo --select 20900-20999 --exemplars ../shared/data/paired-256/toon \\
+        ../runs/pairs/toon \\
         --out out/dual-toon
 
 Writes content.png (people x styles), parts.png (both, structure alone, colours alone), sweep.png (weights) and
-figures.json.  ``--exemplars`` is the folder whose files the styles are named after.
+figures.json.  ``--exemplars`` are the folders whose files the styles are named after.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         sys.exit("error: faces and portraits are not the same scenes")
     names = list(models.codes)
     chosen = [names[place] for place in choose_evenly(len(names), arguments.styles)]
-    shown = PictureSet(str(arguments.exemplars), side)
+    shown = PictureSet(tuple(arguments.exemplars), side)
     places = {Path(name).stem: place for place, name in enumerate(shown.names)}
     exemplars = shown.pixels[[places[Path(name).stem] for name in chosen]].float() / 127.5 - 1
     extrinsic = torch.cat([to_extrinsic(dual, models.codes[name]) for name in chosen])
@@ -109,7 +110,7 @@ def main() -> int:
     parser.add_argument("--portraits", type=Path, required=True, help="true portraits, held out")
     parser.add_argument("--faces", type=Path, required=True, help="the faces of the same scenes")
     parser.add_argument("--select", default="", help="numbers of the held-out files, FIRST-LAST")
-    parser.add_argument("--exemplars", type=Path, required=True, help="folder of the style pictures")
+    parser.add_argument("--exemplars", type=Path, nargs="+", required=True, help="folders of the style pictures")
     parser.add_argument("--styles", type=int, default=20, help="styles to measure with")
     parser.add_argument("--out", type=Path, required=True, help="folder for sheets and figures")
     try:
