@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limner import media
@@ -125,7 +126,7 @@ class Restyler:
                     )
 
                 part = self.store.part(f"styled-{one.name}", inputs, make)
-                outputs[one.name][strength] = unpack_image(part.tensors["styled"])
+                outputs[one.name][strength] = self.shrink(unpack_image(part.tensors["styled"]))
                 if strength == self.how.strength:
                     seconds[one.name] = part.values["seconds"]
         return outputs, seconds
@@ -152,7 +153,12 @@ class Restyler:
         if isinstance(style, DualStyle):  # its strength is not among the options of a photo
             style = dataclasses.replace(style, options=at_strength(how.strength, keep_color=how.keep_color))
         result = stylize(pixels, style, how, models=self.models, embedded=[face])
-        return torch.from_numpy(result.faces[0].styled).permute(2, 0, 1)
+        styled = self.shrink(media.to_image(result.faces[0].styled))
+        return styled[0].add(1).mul(127.5).round().to(torch.uint8)
+
+    def shrink(self, image: Tensor) -> Tensor:
+        """Average what layers above the generator's resolution finished, (B, 3, H, H), to that resolution."""
+        return F.adaptive_avg_pool2d(image, self.models.generator.resolution)
 
     def photo_sheet(self, photos: Sequence[Path], contenders: Sequence[Contender]) -> list[Picture]:
         """Return a sheet of real photos in every style; there is no truth to compare them with."""

@@ -146,7 +146,8 @@ _CHEATS = (
 _METHODS = (
     "A blend counts as right where the picture of the look that its child was trained on is nearest, and so does a "
     "DualStyleGAN, which is shown in the first of its styles. Seconds to learn are those noted in the style's file, on the "
-    "machine that learned it; how long a child or a DualStyleGAN was trained stands in its card."
+    "machine that learned it; how long a child or a DualStyleGAN was trained stands in its card. Faces are painted as users "
+    "get them; what layers above the generator's resolution finished is averaged to that resolution."
 )
 
 
