@@ -110,7 +110,9 @@ def main() -> int:
     parser.add_argument("--portraits", type=Path, required=True, help="true portraits, held out")
     parser.add_argument("--faces", type=Path, required=True, help="the faces of the same scenes")
     parser.add_argument("--select", default="", help="numbers of the held-out files, FIRST-LAST")
-    parser.add_argument("--exemplars", type=Path, nargs="+", required=True, help="folders of the style pictures")
+    parser.add_argument(
+        "--exemplars", type=Path, nargs="+", required=True, help="folders of the style pictures"
+    )
     parser.add_argument("--styles", type=int, default=20, help="styles to measure with")
     parser.add_argument("--out", type=Path, required=True, help="folder for sheets and figures")
     try:

@@ -117,12 +117,12 @@ class DualTraining:
         networks, found = self.networks, hashlib.sha256()
         found.update(deltas.digest(networks.base).encode())
         # Hashed in place: a copy would double the memory.
-        found.update(self.setting.pictures.pixels.view(-1).numpy())
+        found.update(self.setting.pictures.pixels.view(-1).numpy().data)
         found.update(str(networks.eyes).encode())
         for extra in (networks.tuned, networks.encoder and networks.encoder.core):
             found.update(deltas.digest(extra).encode() if extra is not None else b"-")
         if self.faces is not None:
-            found.update(self.faces.pixels.view(-1).numpy())
+            found.update(self.faces.pixels.view(-1).numpy().data)
         before, keys = found.hexdigest(), {}
         for stage in STAGES:
             keys[stage] = stage_key(self.options, stage, before)

@@ -200,9 +200,8 @@ def find_codes(
     """
     teacher.check_base(generator)
     stamp = hashlib.sha256(f"{steps}|{mirror}|{tuple(pixels.shape)}".encode())
-    stamp.update(
-        pixels.contiguous().view(-1).numpy()
-    )  # all of them: folders may share most of their pictures
+    # All of them, since folders may share most of their pictures.
+    stamp.update(pixels.contiguous().view(-1).numpy().data)
     for _, value in sorted(teacher.core.state_dict().items()):
         stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
     file = keep / f"codes-{what}{'-mirrored' * mirror}-{stamp.hexdigest()[:12]}.npy"
