@@ -220,3 +220,12 @@ def test_another_default_keeps_range_and_help():
     with pytest.raises(OptionError, match="seed is -1"):
         Other(seed=-1)
     assert describe(Other, dataclasses.fields(Other)[0]) == "start of the random numbers (from 0; default 7)"
+
+
+def test_an_empty_choice_has_a_name_in_messages():
+    @dataclasses.dataclass(frozen=True)
+    class Maybe(Options):
+        task: str = knob("", choices=("", "sketch"))
+
+    with pytest.raises(OptionError, match="task is 'paint', expected one of nothing, sketch"):
+        Maybe(task="paint")

@@ -85,7 +85,8 @@ def check_value(field: dataclasses.Field, value: Any) -> None:
     if choices and value not in choices:
         close = difflib.get_close_matches(str(value), choices, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise OptionError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}{hint}")
+        names = ", ".join(one or "nothing" for one in choices)
+        raise OptionError(f"{field.name} is {value!r}, expected one of {names}{hint}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if isinstance(value, float) and math.isnan(value):
