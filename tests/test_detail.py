@@ -157,6 +157,11 @@ def test_another_base_is_refused(file, tmp_path):
         load(file)
 
 
+def test_a_file_is_not_its_own_base(file):
+    with pytest.raises(CheckpointError, match="names itself as its base"):
+        load(file, base=file)
+
+
 def test_lower_layers_that_were_trained_are_refused(base, grown, tmp_path):
     grown.synthesis.const.add_(1)
     with pytest.raises(KeyMismatchError, match="synthesis.const is not the base's"):

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from limner import zoo
 from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOptions, plain_values
-from limner.checkpoints.native import ENTRY, VERSION, read_header
-from limner.checkpoints.native import detect as detect_native
+from limner.checkpoints.native import ENTRY, VERSION, is_kind, read_header
 from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, ShapeError, UnknownFormatError, ZooError
 from limner.latent import Latent, render
@@ -64,13 +63,7 @@ class Child:
 
 def detect(source: Source) -> bool:
     """Recognise a safetensors file whose header says that it is a child."""
-    if not detect_native(source):
-        return False
-    try:
-        header = json.loads(source.metadata[ENTRY])
-    except ValueError:
-        return False
-    return isinstance(header, dict) and header.get("kind") == KIND
+    return is_kind(source, KIND)
 
 
 def read_child(path: PathLike | Source) -> Child:
@@ -117,6 +110,18 @@ def find_base(name: str, beside: Path) -> Path:
     )
 
 
+def base_path(name: str, source: Source, options: ReadOptions) -> Path:
+    """Return the file of a base: the one that was given, else what `find_base` finds.
+
+    Raises:
+        CheckpointError: there is none, or it is the file itself.
+    """
+    path = Path(options.base) if options.base else find_base(name, source.path)
+    if path.resolve() == source.path.resolve():
+        raise CheckpointError(f"{source.path} names itself as its base; it is damaged")
+    return path
+
+
 def load(source: Source, options: ReadOptions) -> Checkpoint:
     """Read a child together with its base.
 
@@ -129,9 +134,7 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     from limner.checkpoints import load as load_any  # the base may come in any format
 
     child = read_child(source)
-    path = Path(options.base) if options.base else find_base(child.base, source.path)
-    if path.resolve() == source.path.resolve():
-        raise CheckpointError(f"{source.path} names itself as its base; it is damaged")
+    path = base_path(child.base, source, options)
     parts = {"generator"} | ({"discriminator"} & set(options.parts))
     base = load_any(path, parts=parts)
     if base.generator is None:

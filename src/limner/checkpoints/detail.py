@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOptions, plain_values
-from limner.checkpoints.child import find_base
-from limner.checkpoints.native import ENTRY, VERSION, read_about, read_header
-from limner.checkpoints.native import detect as detect_native
+from limner.checkpoints.child import base_path
+from limner.checkpoints.native import ENTRY, VERSION, is_kind, read_about, read_header
 from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError
 from limner.nn import deltas
@@ -52,13 +51,13 @@ class DetailFile:
         if found != self.digest:
             raise KeyMismatchError(
                 f"the base differs: this detail belongs to {self.base} with digest {self.digest[:12]}, but {where} has "
-                f"{found[:12]}; take the base it was grown on, or grow it again (recipes/heads-256.yaml)"
+                f"{found[:12]}; take the base it was grown on, or grow it again (recipes/detail-256.yaml)"
             )
 
 
 def detect(source: Source) -> bool:
     """Recognise a safetensors file whose header says that it is detail."""
-    return detect_native(source) and read_about(source).get("kind") == KIND
+    return is_kind(source, KIND)
 
 
 def read_digest(source: Source) -> str:
@@ -104,7 +103,7 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
     from limner.checkpoints import load as load_any  # the base may come in any format
 
     file = read_detail(source)
-    path = options.base or find_base(file.base, source.path)
+    path = base_path(file.base, source, options)
     generator = load_any(path, parts=("generator",)).generator
     if not isinstance(generator, Generator):
         raise CheckpointError(f"{path}, the base of {source.path}, holds no StyleGAN2 generator")

@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.checkpoints.checkpoint import Checkpoint, Format, PathLike, ReadOptions, plain_values
-from limner.checkpoints.child import find_base
-from limner.checkpoints.native import ENTRY, VERSION, read_header
-from limner.checkpoints.native import detect as detect_native
+from limner.checkpoints.child import base_path
+from limner.checkpoints.native import ENTRY, VERSION, is_kind, read_header
 from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, ShapeError
 from limner.nn import deltas
@@ -39,13 +38,7 @@ HEADER_SLACK = 6_000
 
 def detect(source: Source) -> bool:
     """Recognise a safetensors file whose header says that it is a DualStyleGAN kept as a difference."""
-    if not detect_native(source):
-        return False
-    try:
-        header = json.loads(source.metadata[ENTRY])
-    except ValueError:
-        return False
-    return isinstance(header, dict) and header.get("kind") == KIND
+    return is_kind(source, KIND)
 
 
 def load(source: Source, options: ReadOptions) -> Checkpoint:
@@ -63,9 +56,7 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
         seed, names = int(header["start_seed"]), dict(header["codes"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source.path}: the header is broken ({error!r}); fetch it again") from None
-    path = Path(options.base) if options.base else find_base(name, source.path)
-    if path.resolve() == source.path.resolve():
-        raise CheckpointError(f"{source.path} names itself as its base; it is damaged")
+    path = base_path(name, source, options)
     generator = load_any(path, parts=("generator",)).generator
     if not isinstance(generator, Generator):
         raise CheckpointError(f"{path}, the base of {source.path}, holds no StyleGAN2 generator")

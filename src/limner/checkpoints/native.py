@@ -76,6 +76,11 @@ def read_about(source: Source) -> dict[str, Any]:
     return header if isinstance(header, dict) and isinstance(header.get("kind"), str) else {}
 
 
+def is_kind(source: Source, kind: str) -> bool:
+    """Recognise a safetensors file whose header says that it is of a kind."""
+    return detect(source) and read_about(source).get("kind") == kind
+
+
 def read_header(source: Source, wanted: str = "model") -> dict[str, Any]:
     """Return the header of a native file.
 

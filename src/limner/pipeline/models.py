@@ -93,28 +93,28 @@ class Models:
         return IdentityDistance(self.embedder, name=self.embedder.name, stands_for=ArcFace.name)
 
     @functools.cached_property
+    def _digest(self) -> str:
+        return deltas.digest(self.generator)
+
+    @functools.cached_property
     def compact(self) -> CompactEncoder | None:
         """The compact encoder that was named, or else one on this machine that belongs to the generator."""
         if isinstance(self.encoder, CompactEncoder):
             return self.encoder
         if isinstance(self.encoder, CompactHyper):
             return self.encoder.encoder
-        own = None
         for name in zoo.names("encoder"):
             base = read_base(zoo.path(name))
-            own = own or deltas.digest(self.generator)
-            if base and base.get("digest") == own:
+            if base and base.get("digest") == self._digest:
                 return zoo.load(name).to(self.device).eval()
         return None
 
     @functools.cached_property
     def detail(self) -> Detail | None:
         """The layers grown above the generator, where there are such on this machine."""
-        own = None
         for name in zoo.names("detail"):
             source = open_source(zoo.path(name))
-            own = own or deltas.digest(self.generator)
-            if read_digest(source) == own:
+            if read_digest(source) == self._digest:
                 return read_detail(source).detail.to(self.device)
         return None
 
