@@ -67,12 +67,39 @@ def test_the_base_with_its_detail_is_the_grown_generator(base, grown):
     whole = make(base, grown).grow(base)
     z = torch.randn(3, 8)
     assert whole.resolution == 32
+    mine, theirs = (render(G, Latent("z", z), "none") for G in (whole, grown))
+    inside = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(mine[inside], theirs[inside], rtol=0, atol=0)
+    assert not mine.equal(theirs), "the edge is another, see below"
+    whole.synthesis.whole_px = 32
     torch.testing.assert_close(
         render(whole, Latent("z", z), "none"), render(grown, Latent("z", z), "none"), rtol=0, atol=0
     )
     assert whole.synthesis.layers[0] is base.synthesis.layers[0], "nothing is copied"
     assert whole.config() == grown.config()
     assert not any(value.is_meta for value in whole.state_dict().values())
+
+
+def test_no_line_stands_at_the_edge(base, grown):
+    detail = make(base, grown)
+    for rgb in detail.to_rgb:  # nothing but the smaller picture comes through
+        rgb.weight.zero_()
+        rgb.bias.zero_()
+    base.synthesis.to_rgb[-1].bias.add_(1.0)  # far from zero, as most pictures are
+    whole = detail.grow(base)
+    small, large = (render(G, Latent("z", torch.ones(1, 8)), "none") for G in (base, whole))
+    rows = torch.cat([small[:, :, :1], small, small[:, :, -1:]], 2)  # the outermost pixels go on
+    columns = torch.cat([rows[..., :1], rows, rows[..., -1:]], 3)
+    pairs = {0: (0.25, 0.75, 0.0), 1: (0.0, 0.75, 0.25)}
+    for y, x in ((0, 0), (0, 17), (31, 31), (12, 31), (13, 8)):
+        over, across = torch.tensor(pairs[y % 2]), torch.tensor(pairs[x % 2])
+        near = columns[:, :, y // 2 : y // 2 + 3, x // 2 : x // 2 + 3]
+        expected = (near * over[:, None] * across).sum((2, 3))
+        torch.testing.assert_close(large[:, :, y, x], expected, atol=1e-5, rtol=0)
+    tuned = deltas.apply(whole, [({"synthesis.const": torch.zeros(8, 4, 4)}, 1.0)])
+    assert tuned.synthesis.whole_px == 16, "copies know it"
+    assert base.synthesis.whole_px == 16
+    assert grown.synthesis.whole_px == 32, "those that learned as a whole are painted as they learned"
 
 
 def test_a_tuned_relative_is_finished_too(base, grown):
@@ -237,5 +264,8 @@ def test_a_dual_style_is_finished(base, grown):
         rgb.weight.zero_()
         rgb.bias.zero_()
     torch.testing.assert_close(
-        style.paint(base, code, detail=detail), upsample2(style.paint(base, code)), atol=1e-5, rtol=0
+        style.paint(base, code, detail=detail),
+        upsample2(style.paint(base, code), continued=True),
+        atol=1e-5,
+        rtol=0,
     )

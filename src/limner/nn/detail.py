@@ -102,6 +102,7 @@ class Detail(nn.Module):
             whole = Generator(**self._config["config"])
         whole.mapping, whole.w_avg = generator.mapping, generator.w_avg
         synthesis, lower = whole.synthesis, generator.synthesis
+        synthesis.whole_px = self.below  # these layers learned on windows, which seldom lie at the edge
         synthesis.const = lower.const
         synthesis.layers = nn.ModuleList([*lower.layers, *self.layers])
         synthesis.to_rgb = nn.ModuleList([*lower.to_rgb, *self.to_rgb])

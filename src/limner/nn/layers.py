@@ -41,12 +41,18 @@ def fir(x: Tensor, *, pad: int, gain: float = 1.0, stride: int = 1) -> Tensor:
     return F.conv2d(x, fir_kernel(channels, gain, x), stride=stride, padding=pad, groups=channels)
 
 
-def upsample2(image: Tensor) -> Tensor:
+def upsample2(image: Tensor, *, continued: bool = False) -> Tensor:
     """Enlarge (B, C, H, W) twice with the FIR filter, to (B, C, 2H, 2W).
 
     The polyphase form of zero insertion, padding (2, 1) and the filter [1, 3, 3, 1] / 4 is bilinear interpolation
     with zeros outside the image.
+
+    Args:
+        image: what is enlarged.
+        continued: let the outermost pixels go on outside instead of the zeros, which darken or pale the outermost ones.
     """
+    if continued:
+        return F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
     larger = F.interpolate(F.pad(image, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
     return larger[:, :, 2:-2, 2:-2]
 

@@ -106,6 +106,9 @@ class SynthesisNetwork(nn.Module):
     ):
         super().__init__()
         self.resolution, self.w_dim = resolution, w_dim
+        self.whole_px = resolution
+        """Side in px up to which it has learned on whole pictures.  Above, where it has hardly met the edge, the image
+        goes on beyond it as its outermost pixels; zeros there would draw a line that nothing makes up for."""
         self.channels = channel_table(resolution, channels)
         sizes = list(self.channels)
         width = self.channels[4]
@@ -210,7 +213,8 @@ class SynthesisNetwork(nn.Module):
         yield x, image
         for j in range(1, len(self.to_rgb)):
             x = run(2 * j, run(2 * j - 1, x))
-            image = upsample2(image) + self.to_rgb[j](x, next(queue))
+            larger = upsample2(image, continued=x.shape[-1] > self.whole_px)
+            image = larger + self.to_rgb[j](x, next(queue))
             yield x, image
 
     def from_styles(
