@@ -13,6 +13,7 @@ from limner.editing.options import MixOptions, MorphOptions
 from limner.editing.portrait import Portrait, blend, paint
 from limner.errors import OptionError
 from limner.latent import LayerMask
+from limner.nn.detail import Detail
 from limner.nn.stylegan2 import Generator
 
 
@@ -114,6 +115,7 @@ def mix_sheet(
     *,
     names: Sequence[str] = (),
     style_names: Sequence[str] = (),
+    detail: Detail | None = None,
 ) -> np.ndarray:
     """Return a sheet as in the papers: a face per row, a style per column, and their mixtures where they meet.
 
@@ -122,13 +124,14 @@ def mix_sheet(
         portraits, styles: the faces at the left and the styles above.
         options: see `MixOptions`.
         names, style_names: labels.
+        detail: as for `limner.editing.paint`.
 
     Raises:
         OptionError: the layer mask does not fit.
     """
 
     def show(portrait: Portrait) -> np.ndarray:
-        return media.to_pixels(paint(generator, portrait))[0]
+        return media.to_pixels(paint(generator, portrait, detail=detail))[0]
 
     rows: list[list[np.ndarray | None]] = [[None, *(show(style) for style in styles)]]
     for portrait in portraits:

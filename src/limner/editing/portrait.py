@@ -13,7 +13,8 @@ from limner.errors import OptionError, ShapeError
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
 from limner.nn.deltas import Delta, Strength
-from limner.nn.stylegan2 import Generator
+from limner.nn.detail import Detail
+from limner.nn.stylegan2 import Generator, Noise
 
 ALL = LayerMask("all")
 
@@ -97,27 +98,36 @@ def own_generator(generator: Generator, portrait: Portrait) -> Generator:
 
 
 @torch.no_grad()
-def paint(generator: Generator, portrait: Portrait) -> Tensor:
+def paint(generator: Generator, portrait: Portrait, *, detail: Detail | None = None) -> Tensor:
     """Paint a portrait.
 
     Args:
         generator: the base; it is not changed.
         portrait: the face.
+        detail: layers grown above it, which finish the picture at their size.
 
     Returns:
         The image, (1, 3, R, R), clipped to [-1, 1].
     """
-    return _render(generator, portrait).clamp(-1, 1)
+    return _render(generator, portrait, detail=detail).clamp(-1, 1)
 
 
 @torch.no_grad()
-def paint_inside(generator: Generator, outside: Portrait, inside: Portrait, region: Tensor) -> Tensor:
+def paint_inside(
+    generator: Generator,
+    outside: Portrait,
+    inside: Portrait,
+    region: Tensor,
+    *,
+    detail: Detail | None = None,
+) -> Tensor:
     """Paint one portrait within a region and another around it, joined in the features of every layer.
 
     Args:
         generator: the base.
         outside, inside: the two faces, mostly one and its edit.
-        region: (1, 1, R, R), 0 to 1; 1 takes the inside.
+        region: (1, 1, S, S), 0 to 1; 1 takes the inside.  S is the size of the image or, with ``detail``, the base's.
+        detail: as for `paint`.
 
     Returns:
         The image, (1, 3, R, R); where the region is 0 it is exactly what ``outside`` paints.
@@ -127,11 +137,14 @@ def paint_inside(generator: Generator, outside: Portrait, inside: Portrait, regi
 
     Source: Abdal et al. 2020, "Image2StyleGAN++" (arXiv 1911.11544), section 5, activation tensor manipulations.
     """
-    side = generator.resolution
-    if tuple(region.shape) != (1, 1, side, side):
+    side = generator.resolution if detail is None else detail.resolution
+    if tuple(region.shape) not in [(1, 1, size, size) for size in (side, generator.resolution)]:
         raise ShapeError(f"region has shape {tuple(region.shape)}, expected (1, 1, {side}, {side})")
     region = region.to(generator.w_avg)
-    shares = {side: region}
+    given, shares = region, {region.shape[-1]: region}
+    if given.shape[-1] != side:
+        region = torch.nn.functional.interpolate(given, (side, side), mode="bilinear", align_corners=False)
+        shares[side] = region
     features: list[Tensor] = []
 
     def keep(_: int, x: Tensor) -> Tensor:
@@ -141,21 +154,28 @@ def paint_inside(generator: Generator, outside: Portrait, inside: Portrait, regi
     def join(layer: int, x: Tensor) -> Tensor:
         size = x.shape[-1]
         if size not in shares:
-            shares[size] = torch.nn.functional.interpolate(region, (size, size), mode="area")
+            shares[size] = torch.nn.functional.interpolate(given, (size, size), mode="area")
         return torch.lerp(features[layer], x, shares[size].to(x))
 
-    around = _render(generator, outside, keep)
-    within = _render(generator, inside, join)
+    around = _render(generator, outside, keep, detail=detail)
+    within = _render(generator, inside, join, detail=detail)
     # toRGB adds its own colours outside too; the last word is the picture's.
     return torch.lerp(around, within, region).clamp(-1, 1)
 
 
 def _render(
-    generator: Generator, portrait: Portrait, edit: Callable[[int, Tensor], Tensor] | None = None
+    generator: Generator,
+    portrait: Portrait,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+    *,
+    detail: Detail | None = None,
 ) -> Tensor:
-    noise = "constant" if portrait.noise is None else noise_maps(generator, portrait)
-    latent = portrait.latent.to(generator.w_avg)
-    return render(own_generator(generator, portrait), latent, noise, edit=edit)
+    noise: Noise = "constant" if portrait.noise is None else noise_maps(generator, portrait)
+    latent, own = portrait.latent.to(generator.w_avg), own_generator(generator, portrait)
+    if detail is not None:
+        own = detail.grow(own)
+        latent, noise = latent.grown(own), detail.grow_noise(noise)
+    return render(own, latent, noise, edit=edit)
 
 
 def noise_maps(generator: Generator, portrait: Portrait) -> tuple[Tensor, ...]:

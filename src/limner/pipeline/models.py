@@ -16,7 +16,7 @@ from limner.checkpoints.compact_hyper import load_hyper, read_first
 from limner.checkpoints.detail import read_detail, read_digest
 from limner.checkpoints.psp import load_arcface
 from limner.checkpoints.source import open_source
-from limner.errors import CheckpointError, ZooError
+from limner.errors import CheckpointError, OptionError, ZooError
 from limner.faces import Detector
 from limner.inversion import IdentityDistance, TrunkDistance
 from limner.inversion.distances import stand_in
@@ -33,7 +33,7 @@ from limner.nn.identity import DlibResNet
 from limner.nn.irse import ArcFace
 from limner.nn.lpips import Lpips
 from limner.nn.stylegan2 import Discriminator, Generator, Noise
-from limner.pipeline.options import TrunkOptions
+from limner.pipeline.options import LOOKING, TrunkOptions
 
 TRUNK = TrunkOptions().trunk
 EMBEDDER = "identity"
@@ -112,11 +112,7 @@ class Models:
     @functools.cached_property
     def detail(self) -> Detail | None:
         """The layers grown above the generator, where there are such on this machine."""
-        for name in zoo.names("detail"):
-            source = open_source(zoo.path(name))
-            if read_digest(source) == self._digest:
-                return read_detail(source).detail.to(self.device)
-        return None
+        return find_detail(self._digest, self.device)
 
     def finish(self, generator: Generator, latent: Latent, noise: Noise) -> tuple[Generator, Latent, Noise]:
         """Return generator, codes and noise that paint the same at the size of `detail`; as given without it.
@@ -125,13 +121,19 @@ class Models:
             generator: the base, or the base tuned.
             latent, noise: what it would paint.
         """
-        if self.detail is None:
-            return generator, latent, noise
-        grown = self.detail.grow(generator)
-        return grown, latent.grown(grown), self.detail.grow_noise(noise)
+        return finish(self.detail, generator, latent, noise)
 
     def encoder_for(self, method: str) -> Encoder | HyperInverter | CompactHyper | CompactEncoder | None:
-        """Return the encoder that an inversion method works with, if there is one."""
+        """Return the encoder that an inversion method works with, if there is one.
+
+        Raises:
+            OptionError: one was named that works with other methods.
+        """
+        if method in LOOKING and isinstance(self.encoder, (Encoder, HyperInverter)):
+            kind = self.encoder.family if isinstance(self.encoder, Encoder) else "hyper"
+            raise OptionError(
+                f"inverter is {method!r}, which takes a compact encoder, but the one that was named is for the inverter {kind}"
+            )
         return self.encoder if method in ENCODED else self.compact
 
     @functools.cached_property
@@ -142,6 +144,31 @@ class Models:
     def identity_distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Two batches of aligned faces -> squared identity distances, (B,); see `limner.losses.identity_distance`."""
         return losses.identity_distance(self.embedder, a, b)
+
+
+def find_detail(digest: str, device: torch.device) -> Detail | None:
+    """Return the layers grown above a generator of this digest, where there are such on this machine."""
+    for name in zoo.names("detail"):
+        source = open_source(zoo.path(name))
+        if read_digest(source) == digest:
+            return read_detail(source).detail.to(device)
+    return None
+
+
+def finish(
+    detail: Detail | None, generator: Generator, latent: Latent, noise: Noise = "constant"
+) -> tuple[Generator, Latent, Noise]:
+    """Return generator, codes and noise that paint the same at the size of the layers above; as given without such.
+
+    Args:
+        detail: the layers.
+        generator: what they were grown on, or that tuned.
+        latent, noise: what it would paint.
+    """
+    if detail is None:
+        return generator, latent, noise
+    grown = detail.grow(generator)
+    return grown, latent.grown(grown), detail.grow_noise(noise)
 
 
 def load_perceptual(name: str) -> Lite0 | Lpips | Vgg16:

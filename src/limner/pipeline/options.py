@@ -17,6 +17,8 @@ DUAL_INVERTERS = (*INVERTERS, "z+")
 PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "z", "z+", "w", "w+", "ii2s", "psp", "e4e", "restyle")
 """Those whose codes can be brought to w+ and that leave the generator as it is."""
 PHOTO_INVERTERS = (*INVERTERS, "z", "z+", "s", "ii2s", *ENCODED)
+LOOKING = ("auto", *COMPACT, "pivotal")
+"""Those that work with a compact encoder, the generator's own or the one that is named."""
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
 
@@ -38,12 +40,12 @@ class EncoderOptions(Options):
     name, or a compact one in place of the generator's own"""
 
 
-def check_encoder(inverter: str, encoder: Path | None) -> None:
+def check_encoder(inverter: str, encoder: str | Path | None) -> None:
     """Raise `OptionError` where an encoder is needed and none is named, or is named and not used."""
-    if encoder is None and inverter in ENCODED:
+    if not encoder and inverter in ENCODED:
         raise OptionError(f"inverter is {inverter!r}; name its checkpoint with --encoder")
-    if encoder is not None and inverter not in (*ENCODED, *COMPACT, "pivotal"):
-        kinds = ", ".join((*ENCODED, *COMPACT, "pivotal"))
+    if encoder and inverter not in (*ENCODED, *LOOKING):
+        kinds = ", ".join((*ENCODED, *LOOKING))
         raise OptionError(
             f"inverter is {inverter!r}, which does not use --encoder; those that do are {kinds}"
         )
@@ -126,11 +128,13 @@ class PortraitOptions(DetectOptions, TrunkOptions):
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
     encoder: str = ""
-    """compact encoder in place of the generator's own, name or file"""
-    inverter: str = knob("auto", choices=INVERTERS)
+    """encoder, name or file: pSp, e4e, ReStyle or HyperInverter, for the inverter of that name, or a compact one in place of
+    the generator's own; where it brings a generator along, that one takes the place of the model"""
+    inverter: str = knob("auto", choices=PHOTO_INVERTERS)
     """how a face of a photo is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the
     generator has an encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, pivotal also tunes
-    the generator to the person, which is closest and slowest"""
+    the generator to the person, which is closest and slowest; z, z+, s and ii2s search there; psp, e4e, restyle and hyper
+    take an encoder of this kind"""
     invert_steps: int = knob(150, lo=1, hi=20_000)
     """steps of the search"""
     tune_steps: int = knob(100, lo=1, hi=20_000)
@@ -139,6 +143,9 @@ class PortraitOptions(DetectOptions, TrunkOptions):
     """which face of a photo: largest, all, or the number of one face, 1 being the largest"""
     aligned: bool = False
     """the photos are aligned faces already: take each as a whole"""
+    detail: bool = True
+    """finish faces with the layers that were grown above the generator's resolution, where there are such (256 px with
+    the bundled models); what is searched is searched without them"""
     psi: float = knob(0.7, lo=-2.0, hi=2.0)
     """truncation of random faces, seed:N: 0 is the mean face, 1 the full variety"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from limner import media
-from limner.editing.portrait import Portrait, paint
+from limner.editing.portrait import Portrait, paint, paint_inside
 from limner.errors import KeyMismatchError, OptionError, ShapeError
 from limner.faces import crop_face, whole_picture
 from limner.inversion import InversionOptions, invert
 from limner.latent import Latent, load_latent
 from limner.nn import deltas
 from limner.pipeline.models import Models
-from limner.pipeline.options import PhotoOptions, PortraitOptions
+from limner.pipeline.options import PortraitOptions, StylizeOptions
 from limner.pipeline.photos import SEARCH, OnStep, embed_faces
 
 LATENTS = (".safetensors", ".npz", ".npy")
@@ -98,9 +98,44 @@ def embed_filled(image: torch.Tensor, hole: torch.Tensor, models: Models) -> Por
     return Portrait.of(found)
 
 
-def square_picture(pixels: np.ndarray, models: Models) -> np.ndarray:
-    """Return the middle square of a picture at the generator's size: what a style is read from need not be a face."""
-    return crop_face(pixels, whole_picture(pixels, models.generator.resolution))
+def painted_px(options: PortraitOptions, models: Models) -> int:
+    """Return the side in px of what `paint_portrait` paints."""
+    detail = models.detail if options.detail else None
+    return models.generator.resolution if detail is None else detail.resolution
+
+
+def paint_portrait(
+    portrait: Portrait,
+    options: PortraitOptions | None = None,
+    *,
+    models: Models,
+    around: Portrait | None = None,
+    region: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Paint a face, finished by the layers grown above the generator where there are such.
+
+    Args:
+        portrait: the face, mostly an edit.
+        options: ``detail`` counts.
+        models: see `limner.pipeline.load_models`.
+        around, region: another face, mostly the one before the edit, and where ``portrait`` takes its place, (1, 1, S, S), S
+            being the generator's size or `painted_px`; see `limner.editing.paint_inside`.
+
+    Returns:
+        The image, (1, 3, R, R), clipped to [-1, 1].
+
+    Raises:
+        ShapeError: a region of another size.
+    """
+    detail = models.detail if (options or PortraitOptions()).detail else None
+    if around is None or region is None:
+        return paint(models.generator, portrait, detail=detail)
+    return paint_inside(models.generator, around, portrait, region, detail=detail)
+
+
+def square_picture(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return the middle square of a picture at a size in px: what a style is read from need not be a face."""
+    return crop_face(pixels, whole_picture(pixels, size))
 
 
 def _from_pixels(
@@ -111,13 +146,13 @@ def _from_pixels(
     where: str,
     on_step: OnStep | None,
 ) -> list[Sitter]:
-    names = {field.name for field in dataclasses.fields(PhotoOptions)}
+    names = {field.name for field in dataclasses.fields(StylizeOptions)}  # which knows every inverter
     shared: dict[str, Any] = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
         if field.name in names
     }
-    found = embed_faces(pixels, PhotoOptions(**shared), models=models, where=where, on_step=on_step)
+    found = embed_faces(pixels, StylizeOptions(**shared), models=models, where=where, on_step=on_step)
     sitters = []
     for number, (alignment, inversion) in enumerate(found, 1):
         target = crop_face(pixels, alignment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,11 @@ from limner.faces import Alignment, Detector, PasteOptions
 from limner.faces.align import warp
 from limner.latent import Latent, render
 from limner.latent.masks import LayerMask
+from limner.nn import deltas
+from limner.nn.detail import Detail
 from limner.nn.encoders import Encoder
 from limner.nn.stylegan2 import Generator
+from limner.pipeline.models import find_detail, finish
 from limner.translation import labels as label_maps
 from limner.translation.networks import (
     PspTranslator,
@@ -62,6 +66,11 @@ class TranslationModels:
     network: TaskNetwork
     name: str = ""
     detector: Detector | None = None
+
+    @functools.cached_property
+    def detail(self) -> Detail | None:
+        """The layers grown above the generator, where there are such on this machine."""
+        return find_detail(deltas.digest(self.generator), self.generator.w_avg.device)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,6 +241,13 @@ def check_options(task: Task, options: TranslateOptions, network: TaskNetwork) -
             f"{task.name}: there is no photo in which the face would fit; leave paste out (possible for super-resolution, "
             "inpaint, sketch with from_photo, and photo to toon)"
         )
+    if options.outputs == 1 and not options.mix:
+        for name, value in (("alpha", options.alpha), ("psi", options.psi)):
+            if value != 1:
+                raise OptionError(
+                    f"{name} is {value}, but nothing comes from random faces: name layers with mix, such as fine, or ask for "
+                    "several faces with outputs"
+                )
     if options.mix and LayerMask(options.mix).separates_rgb:
         raise OptionError(
             f"mix is {options.mix}, which tells toRGB from convolutions; write it in rows, such as 8-11"
@@ -330,6 +346,7 @@ def _crop_missing(missing: np.ndarray, alignment: Alignment) -> Tensor:
 def _translate(
     one: _Input, task: Task, options: TranslateOptions, models: TranslationModels
 ) -> TranslatedFace:
+    detail = models.detail if options.detail else None
     start = time.perf_counter()
     w_plus = mix_styles(
         models.generator,
@@ -342,7 +359,7 @@ def _translate(
     )
     outputs = []
     for row in w_plus.split(1):
-        image = render(models.generator, Latent("w+", row)).clamp(-1, 1)
+        image = render(*finish(detail, models.generator, Latent("w+", row))).clamp(-1, 1)
         painted = media.resize_pixels(media.to_pixels(image)[0], options.size)
         if one.hole is not None and options.composite and one.photo is not None:
             painted = _fill(one.photo, painted, one.hole)

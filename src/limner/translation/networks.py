@@ -144,20 +144,21 @@ def mix_styles(
     Args:
         generator: maps the random faces.
         w_plus: (1, L, w_dim).
-        count: how many.
+        count: how many.  One alone is its own without a mask, and with one what would be the second of several: who
+            names layers wants them changed.
         mask: layers that are taken; None for `default_mix`.
         alpha: how much of them; the mask's weights count too.
         psi: truncation of the random faces.
         rng: draws them; a generator on the CPU.
 
     Returns:
-        (count, L, w_dim), the first as given.
+        (count, L, w_dim), of several the first as given.
 
     Source: Richardson et al. 2021, section 4.3: fine rows of a random w, blended by alpha.
     """
-    if count == 1:
+    if count == 1 and mask is None:
         return w_plus
-    z = torch.randn(count - 1, generator.z_dim, generator=rng).to(w_plus)
+    z = torch.randn(max(1, count - 1), generator.z_dim, generator=rng).to(w_plus)
     random = generator.truncate(generator.broadcast(generator.mapping(z)), psi)
     own = w_plus.expand_as(random)
     mixed = mix(Latent("w+", own), Latent("w+", random), mask or default_mix(generator), generator)
@@ -166,4 +167,5 @@ def mix_styles(
             f"mix is {mask}, which tells toRGB from convolutions; write it in rows, such as 8-11"
         )
     assert isinstance(mixed.values, Tensor)
-    return torch.cat([w_plus, torch.lerp(own, mixed.values, alpha)])
+    mixtures = torch.lerp(own, mixed.values, alpha)
+    return mixtures if count == 1 else torch.cat([w_plus, mixtures])

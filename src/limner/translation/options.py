@@ -27,16 +27,20 @@ class TranslateOptions(DetectOptions, AlignOptions):
     composite: bool = True
     """inpaint: keep the pixels that are not missing as they are"""
     outputs: int = knob(1, lo=1, hi=100)
-    """how many faces; all but the first take the layers of mix from random faces"""
+    """how many faces; of several, the first is the network's own and the others take the layers of mix from random faces"""
     mix: str = ""
-    """layers that vary between several outputs, such as 8-11, fine or 64px-; by default rows 8 and up, pSp's 8-17 at 1024 px
-    and the same resolutions in smaller models, or the upper half where there are no more than 8 rows"""
+    """layers that come from random faces, such as 8-11, fine or 64px-; with one output, it takes them where this is given;
+    with several, the default is rows 8 and up, pSp's 8-17 at 1024 px and the same resolutions in smaller models, or the upper
+    half where there are no more than 8 rows"""
     alpha: float = knob(1.0, lo=0.0, hi=1.0, step=0.05)
     """how much of these layers comes from the random face"""
     psi: float = knob(1.0, lo=0.0, hi=2.0)
     """truncation of the random faces: 0 is the mean face, 1 the full variety"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
     """seed of the random faces, and of the missing parts made by from_photo"""
+    detail: bool = True
+    """finish faces with the layers that were grown above the generator's resolution, where there are such (256 px with
+    the bundled models)"""
     size: int = knob(512, lo=16, hi=4096)
     """side in px of the faces that are written"""
     paste: bool = False

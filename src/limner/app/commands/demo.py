@@ -13,7 +13,13 @@ from limner.app.console import Console, format_seconds
 from limner.errors import OptionError
 from limner.files import check_writable
 from limner.options import knob, to_mapping
-from limner.pipeline.options import INVERTERS, StylizeOptions, TrunkOptions
+from limner.pipeline.options import (
+    PHOTO_INVERTERS,
+    EncoderOptions,
+    StylizeOptions,
+    TrunkOptions,
+    check_encoder,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +36,7 @@ PSI = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(TrunkOptions):
+class Options(EncoderOptions, TrunkOptions):
     """Options of ``limner demo``."""
 
     out: Path = Path("out")
@@ -41,7 +47,7 @@ class Options(TrunkOptions):
     """names of styles or style files; by default every style that is bundled or installed"""
     model: str = zoo.DEFAULT_GENERATOR
     """base model, name or file"""
-    inverter: str = knob("auto", choices=INVERTERS)
+    inverter: str = knob("auto", choices=PHOTO_INVERTERS)
     """how the faces are embedded, see limner stylize"""
     invert_steps: int = knob(100, lo=1, hi=20_000)
     """steps of the search for each face"""
@@ -58,10 +64,17 @@ def run(options: Options, console: Console) -> int:
     start = time.perf_counter()
     photos = find_photos(options.photos)
     check_writable(options.out / COMPARISON)
+    check_encoder(options.inverter, options.encoder)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
-    models = load_models(options.model, trunk=options.trunk, device=pick_device(console.settings))
+    models = load_models(
+        options.model,
+        encoder=options.encoder,
+        keep_base=True,
+        trunk=options.trunk,
+        device=pick_device(console.settings),
+    )
     styles = _load_styles(options, models, console)
     console.print(
         f"base {models.base}, {models.generator.resolution} px; {len(photos)} photos; styles: {', '.join(styles)}"
@@ -174,7 +187,7 @@ def _restyle(
         face = result.faces[0]
         if not row:
             row = [faces.crop_face(picture.pixels, face.alignment.resized(CELL_PX))]
-            row.append(media.to_pixels(embedded[0][1].image)[0])
+            row.append(face.embedded)
         row.append(face.styled)
         figures.append(_figures(photo, name, face, embedding_s, seconds))
     return row, figures

@@ -23,7 +23,7 @@ from limner.app.edit_options import (
 from limner.app.edited import check_out, write_picture, write_sequence
 from limner.errors import OptionError
 from limner.options import Options, to_mapping
-from limner.pipeline.options import PortraitOptions
+from limner.pipeline.options import PortraitOptions, check_encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def run_morph(options: MorphOptions, console: Console) -> int:
     files = write_sequence(
         options.out,
         len(morph),
-        lambda i: _show(models, morph[i]),
+        lambda i: _show(options, models, morph[i]),
         options,
         _about("edit morph", options, models),
         console,
@@ -73,19 +73,21 @@ def run_mix(options: MixOptions, console: Console) -> int:
             how,
             names=[one.name for one in faces],
             style_names=[one.name for one in styles],
+            detail=models.detail if options.detail else None,
         )
         return _done([write_picture(options.out, "mixed", sheet, about)], console)
     files = []
     for face, style in console.track([(face, style) for face in faces for style in styles], "Mixing"):
         mixed = editing.mix_styles(models.generator, face.portrait, style.portrait, how)
-        files.append(write_picture(options.out, f"{face.name}+{style.name}", _show(models, mixed), about))
+        pixels = _show(options, models, mixed)
+        files.append(write_picture(options.out, f"{face.name}+{style.name}", pixels, about))
     return _done(files, console)
 
 
 def run_transfer(options: TransferOptions, console: Console) -> int:
     """Put a style on a face."""
     from limner import media
-    from limner.pipeline.portraits import square_picture
+    from limner.pipeline.portraits import painted_px, square_picture
 
     check_out(options.out, film=False)
     if options.region and options.way == "layers":
@@ -94,12 +96,17 @@ def run_transfer(options: TransferOptions, console: Console) -> int:
     (face,) = _read(options.portrait, options, models, console, one=True)
     style: Any
     if options.way == "gram" and Path(options.style).suffix.lower() in PICTURES:
-        pixels = square_picture(media.read(options.style).pixels, models)
-        style, shown = media.to_image(pixels).to(models.device), pixels
+        picture = media.read(options.style).pixels
+        style = media.to_image(square_picture(picture, models.generator.resolution)).to(models.device)
+        shown = square_picture(picture, painted_px(options, models))
     else:
         (sitter,) = _read(options.style, options, models, console, one=True)
-        style, shown = sitter.portrait, _show(models, sitter.portrait)
-    region = _region(options.region, options.feather, models) if options.region else None
+        style, shown = sitter.portrait, _show(options, models, sitter.portrait)
+    region = (
+        _region(options.region, options.feather, models, models.generator.resolution)
+        if options.region
+        else None
+    )
     trunk = getattr(models.trunk, "trunk", models.trunk)
     with console.progress(_steps(options), "Searching") as progress:
         found = editing.transfer_style(
@@ -112,10 +119,9 @@ def run_transfer(options: TransferOptions, console: Console) -> int:
             region=region,
             on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
         )
-    given = [_show(models, face.portrait), shown]
-    return _finish(
-        options, console, models, found.portrait, found.image, given, ("face", "style", "result"), "transfer"
-    )
+    given, labels = [_show(options, models, face.portrait), shown], ("face", "style", "result")
+    image = _picture(options, models, found.portrait)
+    return _finish(options, console, models, found.portrait, image, given, labels, "transfer")
 
 
 def run_expression(options: ExpressionOptions, console: Console) -> int:
@@ -128,7 +134,7 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     how = _part(options, editing.ExpressionOptions)
-    region = _region(options.region, options.feather, models) if options.region else None
+    region = _shown_region(options, models)
     neutral = (
         _read(options.neutral, options, models, console, one=True)[0].portrait if options.neutral else None
     )
@@ -140,7 +146,7 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
         files = write_sequence(
             options.out,
             len(driven),
-            lambda i: _show(models, driven[i], face.portrait, region),
+            lambda i: _show(options, models, driven[i], face.portrait, region),
             options,
             _about("edit expression", options, models),
             console,
@@ -149,8 +155,8 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
     assert neutral is not None  # positionals come in order
     (expressive,) = _read(options.expressive, options, models, console, one=True)
     edited = editing.transfer_expression(models.generator, face.portrait, neutral, expressive.portrait, how)
-    image = _picture(models, edited, face.portrait, region)
-    given = [_show(models, one) for one in (face.portrait, neutral, expressive.portrait)]
+    image = _picture(options, models, edited, face.portrait, region)
+    given = [_show(options, models, one) for one in (face.portrait, neutral, expressive.portrait)]
     labels = ("face", "neutral", "expressive", "result")
     return _finish(options, console, models, edited, image, given, labels, "expression")
 
@@ -166,21 +172,23 @@ def run_crossover(options: CrossoverOptions, console: Console) -> int:
             models.generator,
             face.portrait,
             other.portrait,
-            _region(options.region, options.feather, models),
+            _region(options.region, options.feather, models, models.generator.resolution),
             _part(options, editing.CrossoverOptions),
             perceptual=models.make_distance(),
             on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
         )
-    given = [_show(models, one.portrait) for one in (face, other)]
-    labels = ("face", "other", "result")
-    return _finish(options, console, models, found.portrait, found.image, given, labels, "crossover")
+    given = [_show(options, models, one.portrait) for one in (face, other)]
+    labels, image = ("face", "other", "result"), _picture(options, models, found.portrait)
+    return _finish(options, console, models, found.portrait, image, given, labels, "crossover")
 
 
 def run_inpaint(options: InpaintOptions, console: Console) -> int:
     """Fill the hole of a photo's face."""
+    import torch
+
     from limner import media
     from limner.faces import AlignOptions, crop_face, find_alignments
-    from limner.pipeline.portraits import embed_filled
+    from limner.pipeline.portraits import embed_filled, painted_px
 
     check_out(options.out, film=False)
     models = _load(options, console)
@@ -190,12 +198,17 @@ def run_inpaint(options: InpaintOptions, console: Console) -> int:
         size=side, face="largest" if options.face == "all" else options.face, aligned=options.aligned
     )
     (alignment,) = find_alignments(pixels, align, options, detector=models.detector, where=str(options.photo))
-    crop = crop_face(pixels, alignment)
     mask = media.read(options.hole).pixels if _is_picture(options.hole) else None
-    if mask is not None and mask.shape == pixels.shape:
-        mask = crop_face(mask, alignment)
-    hole = _region(options.hole, options.feather, models, mask)
-    image = media.to_image(crop).to(models.device)
+
+    def look(size: int) -> tuple[Tensor, Tensor]:
+        """Return the face and its hole at a size."""
+        crop, given = alignment.resized(size), mask
+        if given is not None and given.shape == pixels.shape:
+            given = crop_face(given, crop)
+        hole = _region(options.hole, options.feather, models, size, given)
+        return media.to_image(crop_face(pixels, crop)).to(models.device), hole
+
+    image, hole = look(side)
     with console.progress(_steps(options), "Searching") as progress:
         found = editing.inpaint(
             models.generator,
@@ -206,9 +219,11 @@ def run_inpaint(options: InpaintOptions, console: Console) -> int:
             start=embed_filled(image, hole, models),
             on_step=lambda step, _, record, __: progress.set(step, f"loss {record['loss']:.3f}"),
         )
-    grey = image * (1 - hole.to(image))
-    given = media.to_pixels(grey) + media.to_pixels(found.image)
-    result = found.composite if options.keep else found.image
+    # What is known comes from the photo at the size of the painting, which may be larger than what was searched.
+    image, hole = look(painted_px(options, models))
+    painted = _picture(options, models, found.portrait)
+    given = media.to_pixels(image * (1 - hole)) + media.to_pixels(painted)
+    result = torch.lerp(image, painted, hole) if options.keep else painted
     labels = ("photo", "painted", "result")
     return _finish(
         options, console, models, found.portrait, result, given, labels, "inpaint", mixed=options.keep
@@ -224,7 +239,7 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     directions = _read_directions(options.directions, models)
     (face,) = _read(options.portrait, options, models, console, one=True)
     how = _part(options, editing.DirectionOptions)
-    region = _region(options.region, options.feather, models) if options.region else None
+    region = _shown_region(options, models)
 
     def moved(share: float) -> Portrait:
         amounts = {name: start + share * (end - start) for name, (start, end) in sweep.items()}
@@ -239,19 +254,20 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
         files = write_sequence(
             options.out,
             options.frames,
-            lambda i: _show(models, moved(shares[i]), face.portrait, region),
+            lambda i: _show(options, models, moved(shares[i]), face.portrait, region),
             options,
             _about("edit direction", options, models),
             console,
             labels=labels,
         )
         return _done(files, console, frames=options.frames)
-    image = _picture(models, moved(0.0), face.portrait, region)
-    given = [_show(models, face.portrait)]
+    image = _picture(options, models, moved(0.0), face.portrait, region)
+    given = [_show(options, models, face.portrait)]
     return _finish(options, console, models, moved(0.0), image, given, ("face", "result"), "direction")
 
 
 def _load(options: PortraitOptions, console: Console) -> Models:
+    check_encoder(options.inverter, options.encoder)
     from limner.app.device import pick_device
     from limner.pipeline import load_models
 
@@ -319,12 +335,20 @@ def _is_picture(text: str) -> bool:
     return Path(text).suffix.lower() in PICTURES
 
 
-def _region(text: str, feather: float, models: Models, mask: np.ndarray | None = None) -> Tensor:
-    """Return the region that the text names, or that a picture shows."""
+def _shown_region(options: ExpressionOptions | DirectionOptions, models: Models) -> Tensor | None:
+    """Return where an edit shows, at the size that is painted; None for everywhere."""
+    from limner.pipeline.portraits import painted_px
+
+    if not options.region:
+        return None
+    return _region(options.region, options.feather, models, painted_px(options, models))
+
+
+def _region(text: str, feather: float, models: Models, side: int, mask: np.ndarray | None = None) -> Tensor:
+    """Return the region that the text names, or that a picture shows, (1, 1, side, side)."""
     from limner import media
     from limner.editing.region import make_region, region_from_pixels
 
-    side = models.generator.resolution
     if mask is None and _is_picture(text):
         mask = media.read(text).pixels
     region = (
@@ -345,19 +369,27 @@ def _steps(options: Any) -> int:
 
 
 def _picture(
-    models: Models, edited: Portrait, face: Portrait | None = None, region: Tensor | None = None
+    options: PortraitOptions,
+    models: Models,
+    edited: Portrait,
+    face: Portrait | None = None,
+    region: Tensor | None = None,
 ) -> Tensor:
-    if face is None or region is None:
-        return editing.paint(models.generator, edited)
-    return editing.paint_inside(models.generator, face, edited, region)
+    from limner.pipeline.portraits import paint_portrait
+
+    return paint_portrait(edited, options, models=models, around=face, region=region)
 
 
 def _show(
-    models: Models, edited: Portrait, face: Portrait | None = None, region: Tensor | None = None
+    options: PortraitOptions,
+    models: Models,
+    edited: Portrait,
+    face: Portrait | None = None,
+    region: Tensor | None = None,
 ) -> np.ndarray:
     from limner import media
 
-    return media.to_pixels(_picture(models, edited, face, region))[0]
+    return media.to_pixels(_picture(options, models, edited, face, region))[0]
 
 
 def _about(command: str, options: Options, models: Models) -> dict[str, Any]:
