@@ -31,11 +31,12 @@ from limner.evaluation.generation import (
     set_figures,
 )
 from limner.evaluation.report import Chart, Checks, Picture, Row, Table, markdown, page
-from limner.evaluation.scale import Contender, Scale, gram_difference, grams, read_truth
+from limner.evaluation.scale import Contender, Scale, read_truth
 from limner.evaluation.store import Part, stamp
 from limner.evaluation.stylization import evaluate_stylization
 from limner.faces import Face
 from limner.latent import Latent, render
+from limner.metrics import gram_differences, gram_matrices
 from limner.nn import deltas
 from limner.nn.dualstylegan import DualGenerator
 from limner.pipeline import Models, StylizeOptions
@@ -280,11 +281,16 @@ def pairs(tmp_path, generator):
 
 def test_gram_difference_ignores_place_and_size_of_the_other():
     image = torch.rand(2, 3, 32, 32)
-    here, mirrored = grams(lambda x: [x], image), grams(lambda x: [x], image.flip(3))
-    assert torch.allclose(gram_difference(here, mirrored), torch.zeros(2), atol=1e-9)
-    other = grams(lambda x: [x], torch.rand(2, 3, 32, 32) * 5)
-    assert torch.allclose(gram_difference(here, other), gram_difference(other, here))
-    assert gram_difference(here, other).min() > 0
+    here, mirrored = (gram_matrices(lambda x: [x], one) for one in (image, image.flip(3)))
+    assert torch.allclose(gram_differences(here, mirrored).diag(), torch.zeros(2), atol=1e-9)
+    other = gram_matrices(lambda x: [x], torch.rand(3, 3, 32, 32) * 5)
+    found = gram_differences(here, other)
+    assert found.shape == (2, 3)
+    assert torch.allclose(found, gram_differences(other, here).T)
+    assert found.min() > 0
+    x, y = here[0][1], other[0][2]
+    naive = (x - y).square().sum() / (x.norm() * y.norm())
+    assert torch.allclose(found[1, 2], naive)
 
 
 def test_cheats_fail_and_shuffled_pairs_score_worse(models, pairs):

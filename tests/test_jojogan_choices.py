@@ -364,3 +364,41 @@ def test_texture_needs_a_trunk(generator: Generator, discriminator: Discriminato
         JojoganTraining(
             generator=generator, discriminator=discriminator, options=JojoganOptions(texture=0.5), **pictures
         )
+
+
+def test_steps_take_the_pictures_in_turn(generator: Generator, discriminator: Discriminator) -> None:
+    """With per_step 1, every round sees every picture once, and a step is the one that this picture alone would do."""
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    w_plus = torch.randn(3, generator.num_rows, W_DIM)
+    given = {"images": images, "w_plus": w_plus}
+    training = start(generator, discriminator, given, per_step=1, codes=2)
+    rng, rounds = torch.Generator().manual_seed(0), []
+    for _ in range(6):
+        training.pick(rng)
+        assert len(set(training.picked.tolist())) == 1
+        assert len(training.picked) == 2
+        rounds.append(int(training.picked[0]))
+    assert sorted(rounds[:3]) == sorted(rounds[3:]) == [0, 1, 2]
+    training.picked = torch.tensor([2, 2])
+    alone = start(generator, discriminator, {"images": images[2:], "w_plus": w_plus[2:]}, codes=2)
+    z = torch.randn(2, W_DIM)
+    assert training.step(z, "constant") == pytest.approx(alone.step(z, "constant"), rel=1e-6)
+    for name, value in alone.generator.named_parameters():
+        torch.testing.assert_close(training.generator.get_parameter(name), value)
+
+
+def test_as_many_per_step_as_there_are_is_all_of_them(
+    generator: Generator, discriminator: Discriminator, pictures: dict
+) -> None:
+    options = {"steps": 2, "ema": 0.0}
+    every, two = (
+        learn(
+            generator,
+            discriminator,
+            pictures["images"],
+            pictures["w_plus"],
+            JojoganOptions(**options, per_step=count),
+        )
+        for count in (0, 2)
+    )
+    assert every.provenance["last_loss"] == two.provenance["last_loss"]

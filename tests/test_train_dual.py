@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limner import checkpoints, zoo
 from limner.errors import KeyMismatchError, OptionError
+from limner.metrics import gram_differences, gram_matrices
 from limner.nn.dual_start import hashed_uniform, start_extrinsic
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Generator
@@ -23,8 +24,6 @@ from limner.training.dual.adversary import make_adversary
 from limner.training.dual.eyes import Eyes
 from limner.training.dual.figures import (
     content_by_style,
-    gram_distances,
-    grams,
     measure_pairs,
     measure_selectivity,
     parts_sheet,
@@ -579,7 +578,7 @@ def test_figures_and_sheets_of_a_model(folder, tmp_path):
     assert found["person"] == 1.0
     assert found["style_gram"] == 0.0  # every person is painted in the next one's style, and stays as it is
     assert found["chance"] == 0.25
-    distances = gram_distances(grams(eyes.look, exemplars), grams(eyes.look, exemplars))
+    distances = gram_differences(*[gram_matrices(eyes.look, exemplars)] * 2)
     assert distances.argmin(1).tolist() == [0, 1, 2, 3]
     faces = base.synthesis(people).clamp(-1, 1)
     pairs = measure_pairs(dual, faces, faces, people, styles, styles, eyes=eyes, weights=0.0)

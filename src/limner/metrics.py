@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.errors import OptionError, ShapeError
+from limner.losses import gram_matrix
 from limner.nn.stylegan2 import Generator
 
 FEATURE_RESOLUTION = 128
@@ -299,6 +300,49 @@ def floor_figures(real: Tensor, *, rng: torch.Generator, k: int = 3) -> SetFigur
     order = torch.randperm(len(real), generator=rng)
     half = len(real) // 2
     return compare_sets(real[order[:half]], real[order[half : 2 * half]], rng=rng, k=k)
+
+
+# Style
+
+
+@torch.no_grad()
+def gram_matrices(trunk: Trunk, image: Tensor, *, pixels: bool = False, batch: int = 10) -> list[Tensor]:
+    """Return the Gram matrices of images (N, 3, H, W), one (N, C, C) per map of the trunk, on the images' device.
+
+    Args:
+        trunk: image -> feature maps.
+        image: [-1, 1].
+        pixels: put that of the pixels, with a constant beside the colours, in front; trunks hardly see colour.
+        batch: how many images the trunk sees at a time.
+
+    Source: Gatys et al. 2016 (arXiv 1508.06576), equation 3.
+    """
+    found: list[list[Tensor]] = []
+    for part in image.split(batch):
+        maps = list(trunk(part))
+        if pixels:
+            maps = [torch.cat([part, torch.ones_like(part[:, :1])], 1), *maps]
+        found.append([gram_matrix(level) for level in maps])
+    return [torch.cat(level) for level in zip(*found, strict=True)]
+
+
+def gram_differences(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return how different the styles of N images are from those of M others, (N, M).
+
+    It is the mean over maps of squared differences of Gram matrices, divided by the product of their norms.
+
+    Args:
+        a, b: what `gram_matrices` returned for either, (N, C, C) and (M, C, C) per map.
+
+    Differs: `limner.losses.gram_distance` divides by one side's norm, as a loss may; of several references it would
+    prefer the one with the largest.
+    """
+    levels = []
+    for x, y in zip(a, b, strict=True):
+        x, y = x.flatten(1), y.flatten(1)
+        apart = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        levels.append(apart / (x.norm(dim=1)[:, None] * y.norm(dim=1)).clamp_min(1e-12))
+    return torch.stack(levels).mean(0)
 
 
 # Smoothness of the latent space

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from limner import losses, media, zoo
+from limner import media, metrics, zoo
 from limner.checkpoints.dual import style_codes
 from limner.errors import CheckpointError, LimnerError, OptionError
 from limner.evaluation.data import Portraits, pairwise_identity
@@ -165,7 +164,8 @@ class Scale:
         self.persons = self._persons(self.photos)
         known = [one for one in contenders if one.reference is not None]
         self.looks = [one.wanted for one in known]
-        self.references = [self.grams(media.to_image(one.reference)) for one in known]  # type: ignore[arg-type]
+        pictures = [media.to_image(one.reference) for one in known]  # type: ignore[arg-type]
+        self.references = self.grams(torch.cat(pictures)) if pictures else []
         self.truths = {one.name: self.grams(one.truth) for one in contenders if one.truth is not None}
 
     @torch.no_grad()
@@ -176,8 +176,8 @@ class Scale:
     @torch.no_grad()
     def grams(self, images: Tensor) -> list[Tensor]:
         """Return the Gram matrices of images (N, 3, R, R), one (N, C, C) per map of the trunk, on the CPU."""
-        parts = [grams(self.models.trunk, part.to(self.models.device)) for part in images.split(BATCH)]
-        return [torch.cat(level).cpu() for level in zip(*parts, strict=True)]
+        trunk = getattr(self.models.trunk, "trunk", self.models.trunk)  # LPIPS stands on one
+        return [level.cpu() for level in metrics.gram_matrices(trunk, images.to(self.models.device))]
 
     @torch.no_grad()
     def figures(self, images: Tensor, contender: Contender) -> dict[str, float]:
@@ -190,8 +190,8 @@ class Scale:
             "apart": pairwise_identity(persons) / max(pairwise_identity(inputs), 1e-12),
         }
         if contender.wanted in self.looks:
-            to_references = torch.stack([gram_difference(textures, one) for one in self.references])
-            right = to_references.argmin(0) == self.looks.index(contender.wanted)
+            nearest = metrics.gram_differences(textures, self.references).argmin(1)
+            right = nearest == self.looks.index(contender.wanted)
             values["right_style"] = float(right.float().mean())
         if contender.truth is not None:
             far = []
@@ -200,24 +200,5 @@ class Scale:
                 far.append(self.models.make_distance()(a.to(device), b.to(device)).cpu())
             truths = [level[:count] for level in self.truths[contender.name]]
             values["to_truth"] = float(torch.cat(far).mean())
-            values["gram_truth"] = float(gram_difference(textures, truths).mean())
+            values["gram_truth"] = float(metrics.gram_differences(textures, truths).diag().mean())
         return values
-
-
-def grams(trunk: Any, image: Tensor) -> list[Tensor]:
-    """Return the Gram matrices of a trunk's maps, one (B, C, C) per map."""
-    trunk = getattr(trunk, "trunk", trunk)  # LPIPS stands on one
-    return [losses.gram_matrix(level) for level in trunk(image)]
-
-
-def gram_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Return the mean over maps of squared differences of Gram matrices, divided by the product of their norms, (B,).
-
-    Differs: `limner.losses.gram_distance` divides by one side's norm, as a loss may; of several references it would
-    prefer the one with the largest.
-    """
-    levels = []
-    for x, y in zip(a, b, strict=True):
-        norms = x.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
-        levels.append((x - y).square().sum((1, 2)) / norms.clamp_min(1e-12))
-    return torch.stack(levels).mean(0)

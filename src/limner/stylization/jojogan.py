@@ -140,18 +140,20 @@ class JojoganTraining:
         if self.in_s:
             weights = style_weights(options, generator)
             parts = codes.styles(generator)
-            self.styles = [part.detach().repeat(options.codes, 1) for part in parts]  # (codes N, C) each
+            self.styles = [part.detach() for part in parts]  # (N, C) each
         else:
             weights = row_weights(options, generator)
-            self.w_plus = codes.tensor.detach().repeat(options.codes, 1, 1)  # (codes N, L, w_dim)
+            self.w_plus = codes.tensor.detach()  # (N, L, w_dim)
         self.layer_weights = weights * options.style_mix
         small = generator.resolution < SMALL_PX
         self.perceptual_weight = _chosen(options.perceptual, SMALL_PERCEPTUAL if small else 0.0)
         if options.loss == "lpips":
             self.perceptual_weight = _chosen(options.perceptual, 0.0) + 1.0
         self.pixel_weight = _chosen(options.pixels, SMALL_PIXELS if small else 0.0)
-        self.images = images.detach().repeat(options.codes, 1, 1, 1)
-        self.shares = _picture_shares(options, len(images)).to(images).repeat(options.codes)
+        self.images = images.detach()
+        self.shares = _picture_shares(options, len(images)).to(images)
+        self.waiting: list[int] = []
+        self.picked = torch.arange(len(images), device=images.device).repeat(options.codes)
         if start is not None:
             start.check_base(generator)
         self.generator = _tunable_copy(generator if start is None else start.apply(generator))
@@ -165,7 +167,7 @@ class JojoganTraining:
             with torch.no_grad():
                 maps = self._maps(images)
             self.stages = _resolve_stages(options, discriminator, len(maps))
-            self.targets = [maps[stage].repeat(options.codes, 1, 1, 1) for stage in self.stages]
+            self.targets = [maps[stage] for stage in self.stages]
         self.stage_shares = _stage_shares(options, len(self.stages)).to(images)
         self.textures: list[Tensor] = []
         if options.texture and trunk is not None:
@@ -177,42 +179,55 @@ class JojoganTraining:
             return self.trunk(image)
         return self.discriminator.features(image)
 
+    def pick(self, rng: torch.Generator) -> None:
+        """Take the next pictures, where a step looks at fewer than there are: each in turn, every round in a new order."""
+        count, every = self.options.per_step, len(self.images)
+        if not 0 < count < every:
+            return
+        while len(self.waiting) < count:
+            self.waiting += torch.randperm(every, generator=rng).tolist()
+        chosen, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.picked = torch.tensor(chosen, device=self.images.device).repeat(self.options.codes)
+
     def mix(self, z: Tensor) -> Latent:
-        """Return the style pictures' codes, mixed with random z (codes N, z_dim)."""
+        """Return the picked pictures' codes, mixed with random z, one each (B, z_dim)."""
         with torch.no_grad():
             w_random = self.base.mapping(z)
             if not self.in_s:
-                return Latent("w+", mix_codes(self.w_plus, w_random, self.layer_weights))
+                return Latent("w+", mix_codes(self.w_plus[self.picked], w_random, self.layer_weights))
+            own_styles = [part[self.picked] for part in self.styles]
             others = self.base.synthesis.styles(self.base.broadcast(w_random))
-            triples = zip(self.styles, others, self.layer_weights.tolist(), strict=True)
+            triples = zip(own_styles, others, self.layer_weights.tolist(), strict=True)
             return Latent("s", tuple(torch.lerp(own, other, share) for own, other, share in triples))
 
     def paint(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> Tensor:
-        """Paint the style pictures' codes, mixed with random z (codes N, z_dim), with gradients."""
+        """Paint the picked pictures' codes, mixed with random z, one each (B, z_dim), with gradients."""
         return render(self.generator, self.mix(z), noise, rng=rng)
 
     def distances(self, image: Tensor) -> Tensor:
         """Return the distance of the compared features per stage, (stages,)."""
         maps = self._maps(image)
-        shares = self.shares if self.options.picture_weights else None
-        return feature_distances([maps[stage] for stage in self.stages], self.targets, shares)
+        shares = self.shares[self.picked] if self.options.picture_weights else None
+        targets = [target[self.picked] for target in self.targets]
+        return feature_distances([maps[stage] for stage in self.stages], targets, shares)
 
     def loss(self, image: Tensor, plain: Tensor | None = None) -> Tensor:
-        """Return the loss of painted pictures (codes N, 3, H, W); ``plain`` are the base's of the same codes."""
+        """Return the loss of painted pictures (B, 3, H, W); ``plain`` are the base's of the same codes."""
         loss = image.new_zeros(())
+        pictures, shares = self.images[self.picked], self.shares[self.picked]
         if self.stages:
             loss = (self.distances(image) * self.stage_shares).sum()
         if self.perceptual is not None and self.perceptual_weight:
-            loss = loss + self.perceptual_weight * (self.perceptual(image, self.images) * self.shares).mean()
+            loss = loss + self.perceptual_weight * (self.perceptual(image, pictures) * shares).mean()
         if self.pixel_weight:
-            apart = (image - self.images).abs().mean((1, 2, 3))
-            loss = loss + self.pixel_weight * (apart * self.shares).mean()
+            apart = (image - pictures).abs().mean((1, 2, 3))
+            loss = loss + self.pixel_weight * (apart * shares).mean()
         if self.identity is not None and plain is not None:
             loss = loss + self.options.identity * self.identity(image, plain).mean()
         return loss
 
     def texture_loss(self, z: Tensor) -> Tensor:
-        """Return the weighted texture distance of random faces, drawn by z (codes N, z_dim), from the style pictures.
+        """Return the weighted texture distance of random faces, drawn by z (B, z_dim), from the picked pictures.
 
         Source: the distance is that of Gatys et al. 2016 (arXiv 1508.06576).
         Differs: JoJoGAN looks at the style picture's face alone; a small generator then leaves other faces soft.
@@ -224,10 +239,9 @@ class JojoganTraining:
                 "w+", self.base.truncate(self.base.broadcast(self.base.mapping(z)), STRANGER_PSI)
             )
         painted = render(self.generator, strangers, "constant")
-        total = (
-            self.options.texture
-            * (distances.gram_distance(trunk(painted), self.textures) * self.shares).mean()
-        )
+        textures = [level[self.picked] for level in self.textures]
+        far = distances.gram_distance(trunk(painted), textures)
+        total = self.options.texture * (far * self.shares[self.picked]).mean()
         if self.identity is not None and self.options.identity:
             with torch.no_grad():
                 plain = render(self.base, strangers, "constant")
@@ -235,7 +249,7 @@ class JojoganTraining:
         return total
 
     def step(self, z: Tensor, noise: Noise, rng: torch.Generator | None = None) -> float:
-        """Do one training step; return the loss before it.
+        """Do one training step with the picked pictures and one z for each, (B, z_dim); return the loss before it.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -290,7 +304,7 @@ def learn(
     Args:
         generator: the base; it is not changed.
         discriminator: its features say how alike two pictures are; it is not changed.
-        images: style pictures, (N, 3, H, W) in [-1, 1]; all of them are used in every step.
+        images: style pictures, (N, 3, H, W) in [-1, 1]; ``options.per_step`` of them, or all, are used in every step.
         w_plus: their codes, (N, L, w_dim), found by any inversion.
         options: see `JojoganOptions`.
         perceptual: distance of two batches of images, (B,), for generators below 256 px; None leaves the term out.
@@ -322,7 +336,8 @@ def learn(
     begun = time.perf_counter()
     losses: list[float] = []
     for number in range(1, options.steps + 1):
-        z = torch.randn(options.codes * len(images), generator.z_dim, generator=rng).to(w_plus)
+        training.pick(rng)
+        z = torch.randn(len(training.picked), generator.z_dim, generator=rng).to(w_plus)
         losses.append(training.step(z, options.noise, rng if options.noise == "random" else None))  # type: ignore[arg-type]
         told = LearningStep(number=number, steps=options.steps, loss=losses[-1], tuned=training.result)
         if (on_step is not None and on_step(told)) or has_settled(losses, options.patience):

@@ -47,6 +47,8 @@ class JojoganOptions(Options):
     the bundled lite0 stands in for the originals' VGG16."""
     picture_weights: tuple[float, ...] = knob(())
     """Weight of every style picture; by default they count alike."""
+    per_step: int = knob(0, lo=0, hi=10_000, step=1)
+    """Style pictures that every step looks at, each in turn; 0 for all. With 1, many pictures take no longer than one."""
     identity: float = knob(0.0, lo=0.0, hi=100.0)
     """Weight of the identity distance between a face in the style and the same face without it; 0.1 and more keeps people
     apart under strong styles, and takes longer."""

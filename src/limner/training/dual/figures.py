@@ -6,19 +6,16 @@ or the code of a known one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from limner import media
-from limner.metrics import frechet_distance
+from limner.metrics import frechet_distance, gram_differences, gram_matrices
 from limner.nn.dualstylegan import DualGenerator, Weights
 from limner.training.dual.eyes import Embed, Eyes
 
 BATCH = 10
-GRAM_MAPS = 3
 SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -27,34 +24,6 @@ def paint_all(dual: DualGenerator, intrinsic: Tensor, extrinsic: Tensor, weights
     """Paint codes (N, L, w_dim) with styles (N, L, w_dim), one each; (N, 3, R, R), clipped to [-1, 1]."""
     parts = zip(intrinsic.split(BATCH), extrinsic.split(BATCH), strict=True)
     return torch.cat([dual(who, how, weights).clamp(-1, 1) for who, how in parts])
-
-
-@torch.no_grad()
-def grams(look: Callable[[Tensor], Sequence[Tensor]], image: Tensor, *, pixels: bool = False) -> list[Tensor]:
-    """Return Gram matrices of the first maps of images (N, 3, R, R), one (N, C * C) per map.
-
-    Args:
-        look: trunk.
-        image: images.
-        pixels: put that of the pixels, with a constant beside the colours, in front; trunks hardly see colour.
-    """
-    found: list[list[Tensor]] = []
-    for part in image.split(BATCH):
-        maps = list(look(part))[:GRAM_MAPS]
-        if pixels:
-            maps = [torch.cat([part, torch.ones_like(part[:, :1])], 1), *maps]
-        rows = [values.flatten(2) for values in maps]
-        found.append([(x @ x.transpose(1, 2) / x.shape[2]).flatten(1) for x in rows])
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def gram_distances(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Return distances of Gram matrices, (N, M): every entry as a share of its deviation among ``b``, maps alike."""
-    total = a[0].new_zeros(len(a[0]), len(b[0]))
-    for one, other in zip(a, b, strict=True):
-        spread = other.std(0).clamp_min(1e-3 * other.abs().max())
-        total += torch.cdist(one / spread, other / spread).square() / one.shape[1]
-    return total.sqrt()
 
 
 @torch.no_grad()
@@ -92,8 +61,10 @@ def measure_selectivity(
         styles = (here + 1 + shift * (count // shifts)) % count
         image = paint_all(dual, intrinsic, extrinsic[styles], weights)
         for name, pixels in (("style_gram", False), ("style_gram_color", True)):
-            one, other = (grams(eyes.look, pictures, pixels=pixels) for pictures in (image, exemplars))
-            hits[name] += int((gram_distances(one, other).argmin(1) == styles).sum())
+            one, other = (
+                gram_matrices(eyes.look, pictures, pixels=pixels) for pictures in (image, exemplars)
+            )
+            hits[name] += int((gram_differences(one, other).argmin(1) == styles).sum())
         hits["person"] += int((torch.cdist(_embed(eyes.embed, image), people).argmin(1) == here).sum())
     return {name: hit / (count * shifts) for name, hit in hits.items()} | {"chance": 1 / count}
 
