@@ -77,6 +77,13 @@ def test_the_base_with_its_detail_is_the_grown_generator(base, grown):
     )
     assert whole.synthesis.layers[0] is base.synthesis.layers[0], "nothing is copied"
     assert whole.config() == grown.config()
+    assert (base.resolution, base.num_rows, len(base.synthesis.layers)) == (16, 6, 5), (
+        "the base stays as it was"
+    )
+    assert list(whole.synthesis.channels) == [4, 8, 16, 32]
+    assert {name: value.shape for name, value in whole.state_dict().items()} == {
+        name: value.shape for name, value in grown.state_dict().items()
+    }
     assert not any(value.is_meta for value in whole.state_dict().values())
 
 

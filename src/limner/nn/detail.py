@@ -10,14 +10,17 @@ of fading in (arXiv 1912.04958, section 4.1); here the old layers stay frozen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from limner.errors import KeyMismatchError
 from limner.nn.stylegan2 import Generator, Noise
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Detail(nn.Module):
@@ -98,14 +101,13 @@ class Detail(nn.Module):
             raise KeyMismatchError(
                 f"these layers belong above a generator of {wanted}, this one has {generator.config()}"
             )
-        with torch.device("meta"):
-            whole = Generator(**self._config["config"])
-        whole.mapping, whole.w_avg = generator.mapping, generator.w_avg
-        synthesis, lower = whole.synthesis, generator.synthesis
+        lower, synthesis = generator.synthesis, _same_parts(generator.synthesis)
+        synthesis.resolution, synthesis.channels = self.resolution, dict(self._config["config"]["channels"])
         synthesis.whole_px = self.below  # these layers learned on windows, which seldom lie at the edge
-        synthesis.const = lower.const
         synthesis.layers = nn.ModuleList([*lower.layers, *self.layers])
         synthesis.to_rgb = nn.ModuleList([*lower.to_rgb, *self.to_rgb])
+        whole = _same_parts(generator)
+        whole.synthesis, whole._config = synthesis, dict(self._config["config"])
         return whole.train(generator.training)
 
     def grow_noise(self, noise: Noise) -> Noise:
@@ -118,3 +120,11 @@ class Detail(nn.Module):
     def noise_maps(self) -> Sequence[Tensor]:
         """The fixed noise, one map (R, R) per layer."""
         return [layer.get_buffer("noise") for layer in self.layers]
+
+
+def _same_parts(module: Module) -> Module:
+    """Return a module with the same parameters and parts, of which some may be exchanged; building one anew takes long."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[name] = dict(module.__dict__[name])
+    return twin
