@@ -12,11 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from limner import checkpoints, editing, media
+from limner import checkpoints, editing, media, zoo
 from limner.app import cli
+from limner.checkpoints.detail import read_detail, save_detail
 from limner.errors import MediaError, MissingExtraError
 from limner.latent import Latent, load_latent, render, save_latent
 from limner.nn import deltas
+from limner.nn.detail import Detail
+from limner.nn.encoders import Encoder
+from limner.nn.stylegan2 import Generator
+from limner.training.gan.training import start_from
 
 CELL = 36
 
@@ -55,6 +60,23 @@ def photo(tmp_path, generator) -> Path:
     return media.write(tmp_path / "photo.png", media.to_pixels(generator(z, psi=0.5))[0])
 
 
+@pytest.fixture
+def detail(generator, tmp_path) -> Detail:
+    """Layers above the tiny generator, to 64 px, installed as ``limner models pull`` does."""
+    config = generator.config()
+    torch.manual_seed(3)
+    whole = Generator(**config | {"resolution": 64, "channels": config["channels"] | {64: 4}})
+    start_from(whole, generator)
+    torch.nn.init.normal_(whole.synthesis.to_rgb[-1].weight)
+    whole.w_avg.copy_(generator.w_avg)
+    cache = tmp_path / "limner-cache"
+    cache.mkdir()
+    save_detail(whole, generator, cache / "tiny-64.safetensors", base_name="tiny")
+    file = cache / "tiny-64.safetensors"
+    zoo.install(zoo.Download("tiny-64", "detail", "https://example.org/tiny-64.safetensors", "CC0-1.0"), file)
+    return read_detail(file).detail
+
+
 def run(*words: object) -> tuple[int, str, str]:
     """Run ``limner edit`` and return exit status, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
@@ -63,16 +85,18 @@ def run(*words: object) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
-def shown(generator, file: Path) -> np.ndarray:
+def shown(generator, file: Path, detail: Detail | None = None) -> np.ndarray:
     """What a latent file paints."""
-    return media.to_pixels(editing.paint(generator, editing.Portrait.of(load_latent(file))))[0]
+    portrait = editing.Portrait.of(load_latent(file))
+    return media.to_pixels(editing.paint(generator, portrait, detail=detail))[0]
 
 
-def cells(path: Path) -> list[np.ndarray]:
+def cells(path: Path, side: int = 32) -> list[np.ndarray]:
     """The pictures of a sheet's last row."""
     sheet = media.read(path).pixels
-    row = sheet[-CELL:][:32]
-    return [row[:, left : left + 32] for left in range(4, sheet.shape[1] - 32, CELL)]
+    cell = side + CELL - 32
+    row = sheet[-cell:][:side]
+    return [row[:, left : left + side] for left in range(4, sheet.shape[1] - side, cell)]
 
 
 def test_a_morph_as_strip_frames_and_film(model, codes, generator, tmp_path):
@@ -230,6 +254,88 @@ def test_sliders(model, codes, generator, tmp_path):
     assert (
         "another generator (x)" in run("direction", codes[1], other, "--model", model, "--move", "age=1")[2]
     )
+
+
+def test_faces_are_finished_unless_told_otherwise(model, codes, generator, detail, tmp_path):
+    """Strips, sheets, films and single pictures are larger with the layers above; what is given is shown alike."""
+    large, plain = (shown(generator, codes[0], layers) for layers in (detail, None))
+    assert large.shape == (64, 64, 3)
+    common = ("--model", model)
+    morph = ("morph", *codes[:2], *common, "--frames", 2)
+    assert run(*morph, "-o", tmp_path / "strip.png")[0] == 0
+    first, last = cells(tmp_path / "strip.png", 64)
+    assert np.array_equal(first, large)
+    assert np.array_equal(last, shown(generator, codes[1], detail))
+    assert run(*morph, "--no-detail", "-o", tmp_path / "plain.png")[0] == 0
+    assert np.array_equal(cells(tmp_path / "plain.png")[0], plain)
+    assert run(*morph, "-o", tmp_path / "film.gif")[0] == 0
+    assert [one.shape for one in media.read_film(tmp_path / "film.gif")] == [(64, 64, 3)] * 2
+    mix = ("mix", codes[0], "--styles", codes[0], "--grid", *common)
+    assert run(*mix, "-o", tmp_path / "grid.png")[0] == 0
+    assert np.array_equal(media.read(tmp_path / "grid.png").pixels[-68:-4, -68:-4], large)
+    words = ("expression", *codes, *common, "--region", "lower", "--feather", 0, "--compare")
+    status, _, err = run(*words, "-o", tmp_path / "x.png", "--save-latent", tmp_path / "kept.safetensors")
+    assert status == 0, err
+    face, _, _, result = cells(tmp_path / "x.png", 64)
+    assert np.array_equal(result[:32], face[:32])
+    assert not np.array_equal(result[32:], face[32:])
+    kept = load_latent(tmp_path / "kept.safetensors")
+    assert kept.noise is not None
+    assert len(kept.noise) == len(generator.synthesis.layers), "codes stay the small generator's"
+
+
+def test_searches_stay_at_the_generators_size(model, codes, photo, generator, detail, tmp_path):
+    common = ("--model", model, "--aligned", "--steps", 2, "--invert-steps", 2, "--compare")
+    for number, words in enumerate(
+        (
+            ("crossover", codes[1], codes[0], "--region", "mouth"),
+            ("transfer", codes[1], photo, "--way", "gram", "--region", "face", "--noise", "joint"),
+            ("inpaint", photo, "right", "--feather", 0, "--no-keep"),
+        )
+    ):
+        out, kept = tmp_path / f"{number}.png", [tmp_path / f"{number}-{way}.safetensors" for way in "ab"]
+        status, _, err = run(*words, *common, "-o", out, "--save-latent", kept[0])
+        assert status == 0, err
+        assert run(*words, *common, "--no-detail", "-o", tmp_path / "p.png", "--save-latent", kept[1])[0] == 0
+        found, same = (load_latent(file) for file in kept)
+        assert torch.equal(found.latent.tensor, same.latent.tensor)
+        assert np.array_equal(cells(out, 64)[2], shown(generator, kept[0], detail))
+        assert np.array_equal(cells(tmp_path / "p.png")[2], shown(generator, kept[1]))
+
+
+def test_known_pixels_come_from_the_photo_at_the_size_that_is_painted(model, generator, detail, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[:, 35:] = 255  # no edge of the small generator's pixels
+    photo, hole = media.write(tmp_path / "p.png", pixels), media.write(tmp_path / "m.png", mask)
+    words = ("inpaint", photo, hole, "--model", model, "--aligned", "--steps", 2, "--feather", 0)
+    status, _, err = run(*words, "-o", tmp_path / "x.png")
+    assert status == 0, err
+    result = media.read(tmp_path / "x.png").pixels
+    assert np.abs(result[:, :35].astype(int) - pixels[:, :35]).max() <= 1
+    assert np.abs(result[:, 35:].astype(int) - pixels[:, 35:]).mean() > 20
+
+
+@pytest.mark.parametrize("inverter", ["z", "z+", "s", "ii2s", "psp"])
+def test_every_inverter_finds_faces_to_edit(inverter, model, generator, photo, tmp_path):
+    torch.manual_seed(5)
+    encoder = Encoder(rows=8, in_size=64, w_dim=16, widths=(6, 8, 10, 12), depths=(1, 1, 1, 1))
+    with pytest.warns(UserWarning, match="the original programs cannot load it"):
+        checkpoints.save(checkpoints.Checkpoint(generator=generator, encoder=encoder), tmp_path / "psp_x.pt")
+    common = ("--model", model, "--aligned", "--invert-steps", 1, "--frames", 2, "-o", tmp_path / "x.png")
+    words = ("morph", photo, "seed:1", *common, "--inverter", inverter)
+    more = ("--encoder", tmp_path / "psp_x.pt")
+    status, _, err = run(*words, *(more if inverter == "psp" else ()))
+    assert status == 0, err
+    assert len(cells(tmp_path / "x.png")) == 2
+    wrong = run(*words, *(() if inverter == "psp" else more))
+    assert wrong[0] == 2
+    assert ("name its checkpoint with --encoder" if inverter == "psp" else "does not use --encoder") in wrong[
+        2
+    ]
+    status, _, err = run(*words[:-1], "auto", *more)
+    assert status == 2
+    assert "the one that was named is for the inverter psp" in err
 
 
 def test_what_cannot_be_edited(model, codes, tmp_path):

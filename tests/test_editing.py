@@ -30,6 +30,8 @@ from limner.errors import CheckpointError, DivergedError, KeyMismatchError, Opti
 from limner.inversion import InversionOptions, PivotalOptions, invert
 from limner.latent import Latent, LayerMask, load_latent, render, save_latent
 from limner.nn import deltas
+from limner.nn.detail import Detail
+from limner.nn.layers import upsample2
 from limner.nn.stylegan1 import Generator as Stylegan1
 
 
@@ -313,6 +315,39 @@ def test_outside_the_region_nothing_moves(generator):
     assert same(editing.paint_inside(generator, a, b, torch.zeros(1, 1, 32, 32)), before)
     with pytest.raises(ShapeError, match=r"expected \(1, 1, 32, 32\)"):
         editing.paint_inside(generator, a, b, region[..., :16])
+
+
+def test_finished_portraits_are_their_small_pictures_enlarged_where_nothing_is_added(generator):
+    for rgb in generator.synthesis.to_rgb:
+        rgb.weight.mul_(0.02)  # pale pictures
+    config = generator.config()
+    whole = config | {"resolution": 64, "channels": config["channels"] | {64: 4}}
+    detail = Detail(config=whole, below=32).requires_grad_(False)
+    a, b = face(generator, 1, noise=True), face(generator, 2)
+    a = dataclasses.replace(a, changes=(({"synthesis.to_rgb.3.bias": torch.full((3,), 0.1)}, 1.0),))
+    region = editing.make_region("mouth", 32, feather=0.2)
+    fine = editing.make_region("mouth", 64, feather=0.2)
+    ready = editing.paint(generator, a, detail=detail)
+    joined = editing.paint_inside(generator, a, b, region, detail=detail)
+    outside = (fine == 0) & (torch.nn.functional.interpolate(region, (64, 64), mode="bilinear") == 0)
+    outside = outside.expand_as(ready)
+    assert torch.equal(joined[outside], ready[outside])
+    assert torch.equal(editing.paint_inside(generator, a, b, fine, detail=detail)[outside], ready[outside])
+    assert not torch.equal(joined, ready)
+    with pytest.raises(ShapeError, match=r"expected \(1, 1, 64, 64\)"):
+        editing.paint_inside(generator, a, b, region[..., :16], detail=detail)
+    for rgb in detail.to_rgb:
+        rgb.weight.zero_()
+        rgb.bias.zero_()
+    for small, large in (
+        (editing.paint(generator, a), editing.paint(generator, a, detail=detail)),
+        (
+            editing.paint_inside(generator, a, b, torch.ones(1, 1, 32, 32)),
+            editing.paint_inside(generator, a, b, torch.ones(1, 1, 32, 32), detail=detail),
+        ),
+    ):
+        assert small.abs().max() < 1, "nothing is clipped"
+        torch.testing.assert_close(large, upsample2(small, continued=True), atol=1e-5, rtol=0)
 
 
 # ---- regions

@@ -491,5 +491,15 @@ def test_demo_writes_photos_comparison_and_heads(
     assert restyled.shape == astronaut.shape
     assert (restyled != astronaut).any()
     assert np.array_equal(restyled[-1, 0], astronaut[-1, 0])
-    assert main(["demo", "--photos", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
-    assert "expected a folder" in capsys.readouterr().err
+    words += ["--styles", str(tmp_path / "dark.limner"), "--no-detail"]
+    assert main([*words, "--inverter", "s"]) == 0
+    assert media.read_provenance(out / "astronaut-dark.png")["options"]["inverter"] == "s"  # type: ignore[index]
+    capsys.readouterr()
+    for more, message in (
+        (["--photos", str(tmp_path / "nowhere")], "expected a folder"),
+        (["--inverter", "psp"], "name its checkpoint with --encoder"),
+        (["--inverter", "s", "--encoder", str(base)], "does not use --encoder"),
+        (["--inverter", "e4e", "--encoder", str(base)], "holds no encoder"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err

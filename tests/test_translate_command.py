@@ -22,7 +22,9 @@ from limner.checkpoints import Checkpoint
 from limner.checkpoints.translator import save_translator
 from limner.errors import MediaError, OptionError
 from limner.faces import Face
+from limner.latent import Latent
 from limner.nn import deltas
+from limner.nn.detail import Detail
 from limner.nn.encoders import Encoder
 from limner.nn.features import Lite0
 from limner.nn.translator import Translator, TranslatorCore
@@ -138,6 +140,44 @@ def test_an_aligned_picture_gives_what_its_codes_paint(name, models, picture, ge
     painted = media.to_pixels(generator.synthesis(face.w_plus))[0]
     assert np.array_equal(face.outputs[0], painted)
     assert (face.photo is not None) == (name == "frontal")  # the others show drawings, or are small
+
+
+def test_faces_are_finished_unless_told_otherwise(models, picture, generator):
+    config = generator.config()
+    whole = config | {"resolution": 64, "channels": config["channels"] | {64: 4}}
+    assert models.detail is None, "nothing was grown above this generator"
+    detail = models.__dict__["detail"] = Detail(config=whole, below=32).requires_grad_(False)
+    pixels = media.read(picture).pixels
+    how: dict[str, Any] = {"task": "sketch", "from_photo": True, "paste": True, "size": 64, "face": "1"}
+    large = translate(pixels, TranslateOptions(**how), models=models)
+    small = translate(pixels, TranslateOptions(**how, detail=False), models=models)
+    (one,), (other,) = large.faces, small.faces
+    assert torch.equal(one.w_plus, other.w_plus)
+    longer = Latent("w+", one.w_plus).grown(detail.grow(generator)).tensor
+    assert np.array_equal(one.outputs[0], media.to_pixels(detail.grow(generator).synthesis(longer))[0]), (
+        "at its own size it is written as it is painted"
+    )
+    enlarged = media.resize_pixels(media.to_pixels(generator.synthesis(one.w_plus))[0], 64)
+    assert np.array_equal(other.outputs[0], enlarged)
+    assert large.pasted[0].shape == small.pasted[0].shape == pixels.shape
+    assert (large.pasted[0] != small.pasted[0]).any()
+
+
+def test_one_face_takes_the_layers_that_are_named(models, picture):
+    pixels = media.resize_pixels(media.read(picture).pixels, 64)
+    how: dict[str, Any] = {"task": "sketch", "aligned": True, "size": 32, "seed": 3}
+    own, second = (
+        translate(pixels, TranslateOptions(**how, outputs=2, mix="5-"), models=models).faces[0].w_plus
+    )
+    (mixed,) = translate(pixels, TranslateOptions(**how, mix="5-"), models=models).faces[0].w_plus
+    assert torch.equal(mixed, second)
+    assert not torch.equal(mixed, own)
+    (plain,) = translate(pixels, TranslateOptions(**how), models=models).faces[0].w_plus
+    assert torch.equal(plain, own)
+    for more in ({"alpha": 0.5}, {"psi": 0.5}):
+        with pytest.raises(OptionError, match=r"name layers with mix, such as fine, or ask for several"):
+            translate(pixels, TranslateOptions(**how, **more), models=models)
+        translate(pixels, TranslateOptions(**how, **more, mix="5-"), models=models)
 
 
 def test_every_face_of_a_photo_is_translated_and_put_back(models, picture):

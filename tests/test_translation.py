@@ -386,6 +386,9 @@ def test_style_mixing_changes_only_its_rows(generator):
     mean = mix_styles(generator, w_plus, 3, mask=LayerMask("all"), psi=0.0, rng=rng(7))
     torch.testing.assert_close(mean[1], generator.w_avg.expand(8, -1))
     assert mix_styles(generator, w_plus, 1, rng=rng()) is w_plus
+    alone = mix_styles(generator, w_plus, 1, mask=LayerMask("5-6"), alpha=0.25, rng=rng(7))
+    torch.testing.assert_close(alone, half[1:2], msg="who names layers wants them changed")
+    assert torch.equal(alone[:, :5], w_plus[:, :5])
     with pytest.raises(OptionError, match="tells toRGB from convolutions"):
         mix_styles(generator, w_plus, 2, mask=LayerMask("5-.rgb"), rng=rng())
 

@@ -53,6 +53,8 @@ class Options(EncoderOptions, TrunkOptions):
     """steps of the search for each face"""
     tune_steps: int = knob(100, lo=1, hi=20_000)
     """steps of tuning with the inverter pivotal"""
+    detail: bool = True
+    """finish faces with the layers that were grown above the generator's resolution, see limner stylize"""
     faces: int = knob(8, lo=1, hi=32)
     """random heads per style"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
@@ -148,7 +150,10 @@ def _restyle(
 
     picture = media.read(photo)
     how = StylizeOptions(
-        inverter=options.inverter, invert_steps=options.invert_steps, tune_steps=options.tune_steps
+        inverter=options.inverter,
+        invert_steps=options.invert_steps,
+        tune_steps=options.tune_steps,
+        detail=options.detail,
     )
     start = time.perf_counter()
     with console.progress(None, f"{photo.name}: embedding") as progress:
@@ -220,7 +225,8 @@ def _sample_heads(path: Path, styles: dict[str, Style], options: Options, models
     z = torch.randn(options.faces, generator.z_dim, generator=rng).to(models.device)
     with torch.no_grad():
         latent = Latent("w+", generator.truncate(generator.broadcast(generator.mapping(z)), PSI))
-        generator, latent, _ = models.finish(generator, latent, "constant")
+        if options.detail:
+            generator, latent, _ = models.finish(generator, latent, "constant")
         rows = [media.to_pixels(render(generator, latent))]
     rows += [
         media.to_pixels(paint(generator, style, latent, StyleOptions(strength=1.0)))
