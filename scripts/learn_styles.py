@@ -2,6 +2,9 @@
 
     python scripts/learn_styles.py [NAME...]      # all recipes of recipes/styles, or some; from the repository's root
     python scripts/learn_styles.py --model FILE   # on another base
+    python scripts/learn_styles.py --more ../runs/style-pictures     # from more pictures of the same looks
+
+``--more`` takes what ``scripts/style_pictures.py --select`` writes: a folder per look, and ``photo`` with the same scenes.
 
 Afterwards ``python scripts/index_bundled.py`` enters the files into the index.  ``make models`` does all of it, for the
 styles that need it.
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from limner.app.cli import main as limner
 from limner.options import read_recipe
@@ -65,6 +69,17 @@ def write_card(style: Style, file: Path) -> None:
     file.with_suffix(".md").write_text(card, encoding="utf-8")
 
 
+def words_for_more(recipe: dict[str, Any], folder: Path, name: str) -> list[str]:
+    """Return words for `limner learn` that add the pictures of a look, and where they are from."""
+    pictures = sorted((folder / name).glob("*.jpg"))
+    if not pictures:
+        sys.exit(f"error: {folder / name} holds no pictures; scripts/style_pictures.py --select makes them")
+    sources = [folder / "photo" / path.name for path in pictures]
+    source = f"{recipe['source']}, and {len(pictures)} more of the same look (scenes {pictures[0].stem} to {pictures[-1].stem})"
+    together = ",".join([*recipe["sources"], *map(str, sources)])
+    return [*recipe["pictures"], *map(str, pictures), "--sources", together, "--source", source]
+
+
 def main() -> int:
     """Learn the styles that are named."""
     parser = argparse.ArgumentParser(
@@ -77,13 +92,17 @@ def main() -> int:
     parser.add_argument(
         "--model", default="", help="base model, name or file (default: the bundled generator)"
     )
+    parser.add_argument("--more", type=Path, help="folder with more pictures, see above")
     parser.add_argument("--out", type=Path, help="folder (default: where the recipes say)")
     arguments = parser.parse_args()
     for name in arguments.names or known:
         recipe = RECIPES / f"{name}.yaml"
-        out = Path(read_recipe(recipe)["out"])
+        values = read_recipe(recipe)
+        out = Path(values["out"])
         out = arguments.out / out.name if arguments.out else out
         words = ["learn", "--config", str(recipe), "--out", str(out), "--overwrite"]
+        if arguments.more:
+            words += words_for_more(values, arguments.more, name)
         status = limner([*words, "--model", arguments.model] if arguments.model else words)
         if status:
             return status

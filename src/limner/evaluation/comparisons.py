@@ -200,7 +200,7 @@ def compare_references(
     note = (
         f"Learned in {options.few_seconds:g} s of steps each, the search for the pictures' codes apart, from the first of the "
         f"scenes {options.trained_pairs} with their photos as sources; {len(photos)} held-out scenes at strength "
-        f"{work.how.strength:g}. Several pictures make every step slower, so that fewer steps are done."
+        f"{work.how.strength:g}. Every step looks at one picture, each in turn (--per-step 1)."
     )
     blocks: list[Any] = [Table("One style picture or several", LEARNED_FROM, rows, note=note, rivals=False)]
     if shown:
@@ -246,7 +246,7 @@ def _learn_and_restyle(
         raise OptionError(
             f"{pairs / look} has {len(pictures)} of {count} pictures in {options.trained_pairs}"
         )
-    learning = LearnOptions(steps=MANY_STEPS, aligned=True, seed=options.seed)
+    learning = LearnOptions(steps=MANY_STEPS, aligned=True, seed=options.seed, per_step=1)
     inputs = work.base | {"how": to_mapping(work.how), "learning": to_mapping(learning)}
     inputs |= {"seconds": options.few_seconds, "pictures": stamp(*pictures), "images": stamp(*photos)}
 
