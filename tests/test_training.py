@@ -495,6 +495,8 @@ def test_the_heads_see_windows_at_full_resolution(folder, trunk):
         ({"crop": 32}, "at most the resolution"),
         (STYLEGAN2 | {"crop": 8}, "projected"),
         (EMBEDDING | {"crop": 8}, "crop"),
+        (STYLEGAN2 | {"below_weight": 1.0}, "below_weight"),
+        (EMBEDDING | {"below_weight": 1.0}, "below_weight"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(folder, trunk, wrong, words):
@@ -503,6 +505,27 @@ def test_windows_that_make_no_sense_are_refused(folder, trunk, wrong, words):
 
 
 # What surrounds the loop
+
+
+def test_new_layers_leave_the_colours_below_them_alone(folder, trunk):
+    """With below_weight, averages over squares of 4 px stay nearer to the smaller picture's than without."""
+    torch.manual_seed(1)
+    parent = build_generator(options(folder, resolution=16))
+    moved = {}
+    for weight in (0.0, 1000.0):
+        opts = options(folder, **WINDOWS, grow_kimg=1000.0, lr_g=0.01, below_weight=weight)
+        grown = training(opts, trunk, parent=parent)
+        grown.setup()
+        for step in range(1, 9):
+            record = grown.game.step(StepRandom(0, step, 0, CPU))
+        assert ("below" in record) == bool(weight)
+        generator = grown.run.G
+        w_plus = draw_w_plus(generator, 8, 0.0, StepRandom(0, 99, 0, CPU))
+        with torch.no_grad():
+            fine = generator.synthesis(w_plus)
+            coarse = upsample2(parent.synthesis(w_plus[:, : parent.num_rows]), continued=True)
+        moved[weight] = float(torch.nn.functional.avg_pool2d(fine - coarse, 4).abs().mean())
+    assert 0 < moved[1000.0] < 0.5 * moved[0.0]
 
 
 def test_average_halves_the_distance_in_its_half_life():

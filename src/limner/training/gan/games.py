@@ -10,6 +10,7 @@ al. 2021 (arXiv 2111.01007); Mo et al. 2020, FreezeD (arXiv 2002.10964).
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from limner.losses import (
     r1_penalty,
 )
 from limner.nn.augment import AdaController, AdaPipe
+from limner.nn.layers import upsample2
 from limner.nn.projected import MomentMatcher, ProjectedDiscriminator, augment_lightly, cut_windows
 from limner.nn.stylegan2 import Generator
 from limner.nn.transport import FrechetPull, summaries
@@ -38,6 +40,9 @@ from limner.training.run import Runtime, StepRandom
 MEASURED_PICTURES, MEASURED_FAKES, MEASURED_BATCH = 8000, 1024, 64
 """Real pictures from which the Fréchet loss takes mean and covariance, generated images that it begins with (fewer of
 both where the data are few), how many at once."""
+
+BELOW_PX = 4
+"""Side of the squares over which the change by the last layers is averaged, for ``below_weight``."""
 
 
 @dataclass
@@ -181,6 +186,7 @@ class Batch:
         real_maps, fake_maps: the discriminator's features of both, augmented alike.
         drawn: how many images, the last ones, come from z; they alone are judged, and as many pictures.
         summary: of the generated images, see `limner.nn.transport.summaries`; empty where it is not needed.
+        moved: how far the last layers moved squares of the image below them; None where it is not needed.
     """
 
     real: Tensor
@@ -190,6 +196,7 @@ class Batch:
     fake_maps: list[Tensor]
     drawn: int
     summary: list[Tensor] = field(default_factory=list)
+    moved: Tensor | None = None
 
 
 class ProjectedGame(Game):
@@ -274,7 +281,7 @@ class ProjectedGame(Game):
 
     def look(self, real: Tensor, w_plus: Tensor, drawn: int, random: StepRandom) -> Batch:
         """Generate from w+ and compute the features of both sides, augmented by the same random changes."""
-        fake = self.run.G.synthesis(w_plus, "random", rng=random.local).float()
+        fake, moved = self.paint(w_plus, random)
         same = random.cpu.get_state()
         seen = self.augment(fake, random)
         maps = self.D.look(seen)
@@ -283,7 +290,18 @@ class ProjectedGame(Game):
         random.cpu.set_state(same)
         with torch.no_grad():
             real_maps = self.D.features(self.augment(real, random))
-        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, drawn, summary)
+        return Batch(real, w_plus[:, 0], fake, real_maps, fake_maps, drawn, summary, moved)
+
+    def paint(self, w_plus: Tensor, random: StepRandom) -> tuple[Tensor, Tensor | None]:
+        """Return images (B, 3, R, R) and, if it counts, how far the last layers moved squares of the image below them."""
+        synthesis = self.run.G.synthesis
+        if not self.run.options.below_weight:
+            return synthesis(w_plus, "random", rng=random.local).float(), None
+        stages = synthesis.stages(synthesis.styles(w_plus), "random", rng=random.local)
+        (_, below), (_, fake) = deque(stages, maxlen=2)
+        enlarged = upsample2(below.detach().float(), continued=synthesis.whole_px < synthesis.resolution)
+        fake = fake.float().contiguous()
+        return fake, F.avg_pool2d(fake - enlarged, BELOW_PX).abs().mean()
 
     def generator_losses(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return the generator's losses with their weights."""
@@ -293,6 +311,8 @@ class ProjectedGame(Game):
             "loss_g": (1.0, loss_g),
             "moments": (self.run.options.moment_weight, self.moments(drawn)),
         }
+        if batch.moved is not None:
+            losses["below"] = (self.run.options.below_weight, batch.moved)
         if self.pull:
             self.pull.observe([x.detach() for x in batch.summary])
             losses["pull"] = (self.run.options.frechet_weight, self.pull(batch.summary))

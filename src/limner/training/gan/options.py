@@ -70,6 +70,9 @@ class GanOptions(LoopOptions):
     crop: int = knob(0, lo=0, hi=1024)
     """projected: judge random windows of so many px instead of whole images, as many values as feature_resolution
     then takes; with grow_kimg, new layers learn at a fraction of the cost. 0 for whole images."""
+    below_weight: float = knob(0.0, lo=0, hi=10_000)
+    """projected: weight of what the highest resolution's layers change in squares of 4 px on average; with it they add what is
+    finer than the image below them and leave its colours alone."""
     r1_gamma: float = knob(1.0, lo=0, hi=1000)
     """stylegan2: weight of the R1 penalty; 0.0002 resolution^2 / batch_size is a fair start."""
     d_reg_interval: int = knob(16, lo=1, hi=1000)

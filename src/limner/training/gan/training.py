@@ -95,12 +95,17 @@ def build_run(
     """
     if options.crop and (options.discriminator != "projected" or options.reconstruct):
         raise OptionError("crop goes with the projected discriminator and without reconstruct; set it to 0")
+    if options.below_weight and (options.discriminator != "projected" or options.reconstruct):
+        raise OptionError(
+            "below_weight goes with the projected discriminator and without reconstruct; set it to 0"
+        )
     if options.crop > options.resolution:
         raise OptionError(
             f"crop is {options.crop} px, expected at most the resolution, {options.resolution} px"
         )
     torch.manual_seed(options.seed)
     G = build_generator(options)
+    G.synthesis.whole_px = options.crop or options.resolution
     new = start_from(G, parent) if parent else frozenset()
     if options.discriminator == "projected":
         if trunk is None:
