@@ -9,6 +9,7 @@ The codes of the portraits are found once, for all variants, and are not counted
 full: structure 30 %, style 60 %, refinement 10 % of the budget.  no-structure: no structure transfer on faces (second
 stage of progressive fine-tuning).  no-style: no style transfer on portraits (third stage).  no-destylise: a portrait's
 face is taken to be the encoder's code of the portrait itself.  no-refine: codes stay as they were found.
+published-residual: the residual blocks' size counts as much as published (0.015), whatever the recipe says.
 
 Writes figures.json, table.md and sheet.png.
 """
@@ -32,6 +33,7 @@ from limner.app.commands.train_dual import load_networks
 from limner.errors import LimnerError
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Generator
+from limner.options import from_mapping, read_recipe
 from limner.training.data import PictureSet
 from limner.training.dual.figures import measure_pairs, measure_selectivity, paint_all
 from limner.training.dual.options import DualTrainOptions
@@ -41,7 +43,9 @@ from limner.training.dual.training import DualTraining, Networks
 from limner.training.dual.transfer import StructureStage, StyleStage, copy_for_average
 from limner.training.run import Runtime, StepRandom
 
-VARIANTS = ("full", "no-structure", "no-style", "no-destylise", "no-refine")
+PUBLISHED = "published-residual"
+VARIANTS = ("full", "no-structure", "no-style", "no-destylise", "no-refine", PUBLISHED)
+PUBLISHED_RESIDUAL = 0.015
 SHARES = {"structure": 0.3, "style": 0.6, "refine": 0.1}
 SHOWN = ("truth_own", "frechet_known", "identity_known", "style_gram", "style_gram_color", "person")
 CPU = torch.device("cpu")
@@ -80,21 +84,20 @@ class CutEncoder:
 
 def load(arguments: argparse.Namespace) -> DualTraining:
     """Return the training on cut networks."""
-    options = DualTrainOptions(
-        images=(str(arguments.portraits),),
-        select=arguments.select,
-        pictures=arguments.pictures,
-        out=str(arguments.out / "unused"),
-        tuned="toon-child",
-        rank=arguments.rank,
-        destylize_batch=10,
-        destylize_code_steps=arguments.code_steps,
-        destylize_steps=arguments.code_steps * 2,
-        destylize_embed="code",
-        structure_adversarial=0.0,
-        feature_resolution=64,
-        seed=arguments.seed,
-    )
+    changes = {
+        "images": [str(arguments.portraits)],
+        "select": arguments.select,
+        "pictures": arguments.pictures,
+        "out": str(arguments.out / "unused"),
+        "rank": arguments.rank,
+        "destylize_batch": 10,
+        "destylize_code_steps": arguments.code_steps,
+        "destylize_steps": arguments.code_steps * 2,
+        "feature_resolution": 64,
+        "seed": arguments.seed,
+        "precision": "fp32",
+    }
+    options = from_mapping(DualTrainOptions, read_recipe(arguments.recipe) | changes, str(arguments.recipe))
     runtime = Runtime(CPU, "fp32")
     whole = load_networks(options, runtime)
     if whole.encoder is None:
@@ -147,6 +150,9 @@ def train(
         codes = codes | {"intrinsic": codes["extrinsic"]}
     dual = training.start_model()
     average, setting, seed = copy_for_average(dual), training.setting, training.options.seed
+    if variant == PUBLISHED:
+        options = dataclasses.replace(setting.options, style_residual=PUBLISHED_RESIDUAL)
+        setting = dataclasses.replace(setting, options=options)
     steps: dict[str, int] = {}
     players = {
         "structure": lambda: StructureStage(setting, dual, average, training.start_adversary(), key=""),
@@ -261,6 +267,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = Path("../shared/data/paired-256")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/dual-toon.yaml"), help="other options")
     parser.add_argument("--seconds", type=float, default=900.0, help="CPU seconds per variant")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and sheet")
     parser.add_argument("--portraits", type=Path, default=data / "toon")

@@ -32,7 +32,7 @@ from limner.stylization.style import Style, style_between
 PUBLISHED_STAGES = (1, 3, 4, 5)
 SMALL_PX = 256
 """Below this size the published rows, stages and loss have counterparts of our own."""
-SMALL_PERCEPTUAL, SMALL_PIXELS = 0.5, 0.5
+SMALL_PERCEPTUAL = 4.0
 PATIENCE_WINDOW, PATIENCE_GAIN = 10, 0.01
 STRANGER_PSI = 0.7
 """Truncation of the random faces that the texture distance looks at."""
@@ -149,7 +149,7 @@ class JojoganTraining:
         self.perceptual_weight = _chosen(options.perceptual, SMALL_PERCEPTUAL if small else 0.0)
         if options.loss == "lpips":
             self.perceptual_weight = _chosen(options.perceptual, 0.0) + 1.0
-        self.pixel_weight = _chosen(options.pixels, SMALL_PIXELS if small else 0.0)
+        self.pixel_weight = options.pixels
         self.images = images.detach()
         self.shares = _picture_shares(options, len(images)).to(images)
         self.waiting: list[int] = []

@@ -59,9 +59,9 @@ class JojoganOptions(Options):
     then. Steps take about twice as long."""
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
-    and 0.5 below, where the discriminator's features alone leave pictures soft."""
-    pixels: float | None = knob(None, lo=0.0, hi=100.0)
-    """Weight of the mean absolute difference of pixels; by default 0 from 256 px, as published, and 0.5 below."""
+    and 4 below, where the discriminator's features alone leave pictures soft."""
+    pixels: float = knob(0.0, lo=0.0, hi=100.0)
+    """Weight of the mean absolute difference of pixels, which holds colours and blurs lines."""
     codes: int = knob(1, lo=1, hi=64, step=1)
     """Random codes per style picture and step; more make each step steadier and slower."""
     learning_rate: float = knob(2e-3, lo=1e-6, hi=0.1)
