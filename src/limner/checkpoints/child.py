@@ -24,6 +24,7 @@ from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, ShapeError, UnknownFormatError, ZooError
 from limner.latent import Latent, render
 from limner.nn import deltas
+from limner.nn.layer_use import measure_use
 from limner.nn.packing import pack, unpack
 from limner.nn.stylegan2 import Generator
 
@@ -183,7 +184,7 @@ def save_child(
         CheckpointError: the file cannot be written.
     """
     delta = deltas.difference(child, base)
-    packed = pack(delta, budget_bytes=budget_bytes)
+    packed = pack(delta, budget_bytes=budget_bytes, uses=measure_use(child))
     restored = deltas.apply(base, [(unpack(packed.tensors), 1.0)])
     rng = torch.Generator().manual_seed(seed)
     latent = Latent("z", torch.randn(samples, base.z_dim, generator=rng).to(base.w_avg))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import KeyMismatchError, ShapeError
+from limner.nn.layer_use import LayerUse
 
 LEFT, RIGHT, SCALE = ".left", ".right", ".scale"
 SCALE_BYTES = 4
@@ -39,11 +40,12 @@ class Packing:
 
 @dataclasses.dataclass(frozen=True)
 class _Factors:
-    """A tensor as a sum of products of unit vectors, the largest first."""
+    """A tensor as a sum of products of unit vectors, the most useful first."""
 
     left: Tensor  # (rows, terms)
     values: Tensor  # (terms,)
     right: Tensor  # (terms, columns)
+    worth: Tensor  # (terms,), see `pack`
 
     @property
     def bytes_per_term(self) -> int:
@@ -51,20 +53,28 @@ class _Factors:
 
 
 @torch.no_grad()
-def pack(delta: Mapping[str, Tensor], *, budget_bytes: int) -> Packing:
+def pack(
+    delta: Mapping[str, Tensor], *, budget_bytes: int, uses: Mapping[str, LayerUse] | None = None
+) -> Packing:
     """Store vectors as float16 and matrices as sums of products, as many terms as the budget allows.
 
-    A term is worth its squared size over the number of entries of its tensor: equalised weights have variance about
-    one, so this is the relative change of the layer.  Terms are taken in the order of worth per byte.
-    Where everything fits as float16, it is stored so.
+    A term is worth the share that it has in what its layer makes of its inputs, squared.  Of tensors whose use is not
+    known, it is the squared size over the number of entries: equalised weights have variance about one.  Terms are taken
+    in the order of worth per byte.  Where everything fits as float16, it is stored so.
 
     Args:
         delta: tensor name -> change.
         budget_bytes: what all of it may need, headers included; vectors are kept even beyond it.
+        uses: see `limner.nn.layer_use`; with them the products are cut where inputs are, not where weights are large.
     """
+    uses = uses or {}
     stored: dict[str, Tensor] = {}
     whole = sum(2 * change.numel() + HEADER_BYTES for change in delta.values()) <= budget_bytes
-    factors = {name: _factorise(change) for name, change in delta.items() if change.ndim >= 2 and not whole}
+    factors = {
+        name: _factorise(change, uses.get(name))
+        for name, change in delta.items()
+        if change.ndim >= 2 and not whole
+    }
     for name, change in delta.items():
         if name not in factors:
             stored[name] = _halve(change)
@@ -156,8 +166,22 @@ def unpack_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _factorise(change: Tensor) -> _Factors:
-    matrix = change.detach().cpu().double().flatten(1)
+def _factorise(change: Tensor, use: LayerUse | None) -> _Factors:
+    if use is None:
+        left, values, right = _decompose(change.detach().cpu().double().flatten(1))
+        return _Factors(left, values, right, values.square() / change.numel())
+    # Products of the change as the inputs see it; its right sides go back to what multiplies the inputs themselves.
+    seen = torch.einsum("oi...,ij->oj...", change.detach().cpu().double(), use.root)
+    left, values, right = _decompose(seen.flatten(1))
+    right = right.double().view(len(right), *change.shape[1:])
+    right = torch.einsum("ti...,ij->tj...", right, use.inverse).flatten(1)
+    sizes = right.norm(dim=1)
+    right = (right / sizes[:, None]).float()
+    return _Factors(left, values * sizes.float(), right, values.square() / max(use.size, 1e-30))
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return left (rows, terms), values (terms,) and right (terms, columns) of a float64 matrix, the largest first."""
     if matrix.shape[0] <= matrix.shape[1]:
         # The eigenvectors of the small Gram matrix are the left singular vectors, many times faster than an SVD.
         squares, left = torch.linalg.eigh(matrix @ matrix.t())
@@ -168,16 +192,14 @@ def _factorise(change: Tensor) -> _Factors:
         values, right = squares.flip(0).clamp_min(0).sqrt(), right.flip(1).t()
         left = matrix @ right.t() / values.clamp_min(1e-30)
     rank = int((values > 1e-7 * values[0]).sum())
-    return _Factors(left[:, :rank].float(), values[:rank].float(), right[:rank].float())
+    return left[:, :rank].float(), values[:rank].float(), right[:rank].float()
 
 
 def _share_out(factors: Mapping[str, _Factors], budget_bytes: int) -> dict[str, int]:
     """Return the number of terms of every tensor."""
     offers = []
     for name, parts in factors.items():
-        entries = len(parts.left) * parts.right.shape[1]
-        worth = parts.values.square() / (entries * parts.bytes_per_term)
-        offers += [(value, name) for value in worth.tolist()]
+        offers += [(value, name) for value in (parts.worth / parts.bytes_per_term).tolist()]
     terms = dict.fromkeys(factors, 0)
     for _, name in sorted(offers, key=lambda offer: (-offer[0], offer[1])):
         cost = factors[name].bytes_per_term

@@ -116,6 +116,9 @@ class LearnOptions(JojoganOptions):
     """steps of the search for the pictures' codes"""
     closeness: float = knob(0.01, lo=0.0, hi=10.0)
     """how strongly the pictures' codes are kept near faces that the generator knows; drawings need some"""
+    keep_codes: bool = knob(True)
+    """keep the pictures' codes in the style file, for --resume; without them it holds more of the style, and going on
+    searches them anew"""
     file_kilobytes: int = knob(490, lo=20, hi=1_000_000)
     """size of the style file, at most, though biases, picture and codes are kept whatever they take; less keeps less of
     the style"""

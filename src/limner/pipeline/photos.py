@@ -361,7 +361,7 @@ def learn_style(
         options=to_mapping(options) | dict(style.options),
         provenance=provenance,
         thumbnail=thumbnail,
-        codes=w_plus.detach(),
+        codes=w_plus.detach() if options.keep_codes else None,
     )
     return LearnResult(style, references, media.to_pixels(plain), notes)
 

@@ -21,6 +21,7 @@ from limner.errors import CheckpointError, KeyMismatchError, ShapeError, Unknown
 from limner.files import replacing
 from limner.latent import Latent, LayerMask, render
 from limner.nn import deltas
+from limner.nn.layer_use import measure_use
 from limner.nn.packing import HEADER_BYTES, pack, unpack
 from limner.nn.stylegan2 import Generator, Noise
 from limner.stylization.options import StyleOptions
@@ -263,13 +264,14 @@ def save_style(
     extras = _extras(style)
     others = sum(part.nbytes + HEADER_BYTES for part in extras.values())
     others += len(json.dumps(_notes(style))) + COMPRESSION_BYTES
-    packed = pack(style.delta, budget_bytes=budget_bytes - others)
-    restored = dataclasses.replace(style, delta=unpack(packed.tensors))
+    tuned = style.apply(generator)
     rng = torch.Generator().manual_seed(seed)
     latent = Latent("z", torch.randn(samples, generator.z_dim, generator=rng).to(generator.w_avg))
+    packed = pack(style.delta, budget_bytes=budget_bytes - others, uses=measure_use(tuned))
+    restored = dataclasses.replace(style, delta=unpack(packed.tensors))
     plain, before, after = (
         render(network, latent, psi=0.7).clamp(-1, 1)
-        for network in (generator, style.apply(generator), restored.apply(generator))
+        for network in (generator, tuned, restored.apply(generator))
     )
     restored = dataclasses.replace(
         restored,
