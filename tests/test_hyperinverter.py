@@ -261,6 +261,10 @@ class TestInversion:
         for i, delta in enumerate(found.deltas):
             own = render(deltas.apply(generator, [(delta, 1.0)]), found.latent[i]).clamp(-1, 1)
             assert torch.allclose(found.image[i : i + 1], own, atol=1e-4)
+            one = found.one(i)
+            assert one.delta is delta
+            assert (len(one.latent), one.report) == (1, [found.report[i]])
+            assert torch.equal(one.image, found.image[i : i + 1])
         single = invert(
             generator, photos(1), InversionOptions(method="hyper"), perceptual=None, encoder=network
         )

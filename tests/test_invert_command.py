@@ -124,6 +124,38 @@ def test_a_photo_that_fails_does_not_stop_the_others(model, picture, tmp_path):
     assert (status, err.count("\n")) == (2, 1)
 
 
+def test_faces_of_a_batch_come_out_as_they_would_alone(model, generator, tmp_path):
+    image = generator(torch.randn(3, generator.z_dim, generator=torch.Generator().manual_seed(2)), psi=0.5)
+    photos = [
+        media.write(tmp_path / f"face{i}.png", pixels) for i, pixels in enumerate(media.to_pixels(image))
+    ]
+    words = ("--model", model, "--aligned", "--steps", 3, "--mean-samples", 50, "--json", "--compare")
+    found = {}
+    for batch in (1, 2):
+        status, text, err = run(*photos, "-o", tmp_path / str(batch), "--batch", batch, *words)
+        assert status == 0, err
+        found[batch] = json.loads(text)["faces"]
+    assert [face["photo"] for face in found[2]] == [str(photo) for photo in photos]
+    for alone, together in zip(found[1], found[2], strict=True):
+        assert together["psnr"] == pytest.approx(alone["psnr"], abs=0.05)
+        one, other = (load_latent(face["files"][0]) for face in (alone, together))
+        # Adam makes much of rounding where gradients vanish, so single numbers differ by more.
+        assert (one.latent.tensor - other.latent.tensor).abs().mean() < 1e-3
+        assert other.noise is not None
+        assert {len(maps) for maps in other.noise} == {1}
+    assert len({face["psnr"] for face in found[2]}) == 3
+
+
+def test_a_batch_that_fails_is_told_of_face_by_face(model, picture, tmp_path):
+    mask = media.write(tmp_path / "mask.png", np.zeros((32, 32, 3), np.uint8))
+    other = media.write(tmp_path / "other.png", media.read(picture).pixels)
+    words = ("--model", model, "--aligned", "--method", "encoder", "--mask", mask, "--json")
+    status, text, err = run(picture, other, "-o", tmp_path / "out", *words)
+    assert status == 2
+    assert [one["photo"] for one in json.loads(text)["failed"]] == [str(picture), str(other)]
+    assert err.count("error") == 2
+
+
 def test_no_report_where_every_photo_failed(model, tmp_path):
     photos = (tmp_path / "none.png", tmp_path / "neither.png")
     status, text, err = run(*photos, "-o", tmp_path / "out", "--model", model, "--json")

@@ -78,6 +78,18 @@ class Inversion:
         """The noise to render with: the fitted maps, or ``constant``."""
         return "constant" if self.noise is None else self.noise
 
+    def one(self, number: int) -> Inversion:
+        """Return what was found for one picture of the batch, counted from 0, as a batch of its own."""
+        here = slice(number, number + 1)
+        return Inversion(
+            self.latent[here],
+            None if self.noise is None else [values[here] for values in self.noise],
+            self.image[here],
+            self.delta if self.deltas is None else self.deltas[number],
+            self.report[here],
+            deltas=None if self.deltas is None else self.deltas[here],
+        )
+
 
 @torch.no_grad()
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from limner.pipeline.options import TRUNKS, TrunkOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from limner.faces import Alignment
     from limner.inversion import Inversion
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 LOOKING = (*ENCODED, *COMPACT, "auto", "pivotal")  # methods that work, or may work, with an encoder
+BATCH, BATCH_UP_TO_PX = 4, 256  # faces at a time by default, and the largest generator for so many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,10 @@ class Options(
     """also write photo and reconstruction side by side (NAME_01-compare.png)"""
     size: int = knob(512, lo=16, hi=4096)
     """side in px of the pictures in that comparison; the search itself works at the generator's size"""
+    batch: int = knob(0, lo=0, hi=256)
+    """faces, of all photos, that are embedded at a time; each comes out as it would alone, more take more memory; 0: 4,
+    or 1 where the generator has more than 256 px. Pivotal tuning takes one at a time, psp, e4e, restyle and hyper take
+    --encode-batch"""
 
 
 def run(options: Options, console: Console) -> int:
@@ -110,16 +117,10 @@ def run(options: Options, console: Console) -> int:
     precision = choose_precision(search.precision, models.generator.w_avg.device)
     search = dataclasses.replace(search, precision=precision)
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
-    entries: list[dict[str, Any]] = []
-    failed = []
-    for path, name in zip(options.photos, unique_names(options.photos), strict=True):
-        try:
-            entries += _invert_photo(path, name, options, search, start, models, base, console)
-        except LimnerError as error:
-            if len(options.photos) == 1:
-                raise
-            console.error(f"{path}: {error}" if str(path) not in str(error) else str(error))
-            failed.append({"photo": str(path), "error": type(error).__name__, "message": str(error)})
+    job = _Job(options, search, start, models, base, console)
+    for batch in job.batches():
+        job.embed(batch)
+    entries, failed = job.entries, job.failed
     report = options.out / REPORT if entries else None
     if report is not None:
         _write_report(
@@ -181,91 +182,174 @@ def search_options(options: Options) -> InversionOptions:
     return InversionOptions(**values)
 
 
-def _invert_photo(
-    path: Path,
-    name: str,
-    options: Options,
-    search: InversionOptions,
-    start: Latent | None,
-    models: Models,
-    base: dict[str, str],
-    console: Console,
-) -> list[dict[str, Any]]:
-    from limner import media
-    from limner.faces import crop_face, find_alignments
-    from limner.inversion import invert
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Face:
+    """A face that waits to be embedded.
 
-    photo = media.read(path, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
-    for note in photo.notes:
-        console.warn(f"{path}: {note}")
-    align = dataclasses.replace(options, size=models.generator.resolution)
-    alignments = find_alignments(photo.pixels, align, options, detector=models.detector, where=str(path))
-    first = int(options.face) if options.face.isdecimal() else 1
-    encoding = EncodeOptions(iterations=options.iterations, encode_batch=options.encode_batch)
-    pivotal = PivotalOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(PivotalOptions)})
-    entries = []
-    for number, alignment in enumerate(alignments, first):
-        crop = crop_face(photo.pixels, alignment)
+    Attributes:
+        photo, number: where it is from; 1 is the largest face of a photo.
+        stem: its files, without the endings.
+        alignment: how it lies in the photo.
+        crop: uint8 (R, R, 3), as the generator would paint it.
+        shown: the same at the size of the comparison, where one is wanted.
+    """
+
+    photo: Path
+    number: int
+    stem: Path
+    alignment: Alignment
+    crop: np.ndarray
+    shown: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """The faces of all photos, embedded a batch at a time; ``entries`` and ``failed`` are what the report says."""
+
+    options: Options
+    search: InversionOptions
+    start: Latent | None
+    models: Models
+    base: dict[str, str]
+    console: Console
+    entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def pivotal(self) -> PivotalOptions:
+        """The settings of pivotal tuning."""
+        names = [field.name for field in dataclasses.fields(PivotalOptions)]
+        return PivotalOptions(**{name: getattr(self.options, name) for name in names})
+
+    @property
+    def batch_size(self) -> int:
+        """Faces at a time."""
+        if self.search.method == "pivotal":
+            return 1  # a tuned generator belongs to one person
+        if self.search.method in ENCODED:
+            return self.options.encode_batch
+        small = self.models.generator.resolution <= BATCH_UP_TO_PX
+        return self.options.batch or (BATCH if small else 1)
+
+    def batches(self) -> Iterator[list[_Face]]:
+        """Read photo after photo and yield their faces, so many at a time; the last ones may be fewer."""
+        waiting: list[_Face] = []
+        for path, name in zip(self.options.photos, unique_names(self.options.photos), strict=True):
+            try:
+                waiting += self._find(path, name)
+            except LimnerError as error:
+                self._fail(path, error)
+            while len(waiting) >= self.batch_size:
+                yield waiting[: self.batch_size]
+                waiting = waiting[self.batch_size :]
+        if waiting:
+            yield waiting
+
+    def embed(self, faces: list[_Face]) -> None:
+        """Embed a batch and write its files; where that fails, one by one, so that a face fails alone."""
+        from limner import media
+
+        try:
+            found = self._invert(faces, media.to_image(*[face.crop for face in faces]))
+        except LimnerError as error:
+            if len(faces) == 1:
+                self._fail(faces[0].photo, error)
+            else:
+                for face in faces:
+                    self.embed([face])
+            return
+        for i, face in enumerate(faces):
+            one = found.one(i)
+            try:
+                files = _write_face(face, one, self)
+            except LimnerError as error:
+                self._fail(face.photo, error)
+                continue
+            figures = one.report[0].to_dict()
+            self.entries.append({"photo": str(face.photo), "face": face.number, "files": files, **figures})
+
+    def _fail(self, path: Path, error: LimnerError) -> None:
+        """Note a photo that failed; the only one ends the command."""
+        if len(self.options.photos) == 1:
+            raise error
+        self.console.error(f"{path}: {error}" if str(path) not in str(error) else str(error))
+        self.failed.append({"photo": str(path), "error": type(error).__name__, "message": str(error)})
+
+    def _find(self, path: Path, name: str) -> list[_Face]:
+        """Read a photo and cut its faces out."""
+        from limner import media
+        from limner.faces import crop_face, find_alignments
+
+        options = self.options
+        photo = media.read(path, max_megapixels=options.max_megapixels or media.MAX_MEGAPIXELS)
+        for note in photo.notes:
+            self.console.warn(f"{path}: {note}")
+        align = dataclasses.replace(options, size=self.models.generator.resolution)
+        alignments = find_alignments(
+            photo.pixels, align, options, detector=self.models.detector, where=str(path)
+        )
+        first = int(options.face) if options.face.isdecimal() else 1
+        return [
+            _Face(
+                path,
+                number,
+                options.out / f"{name}_{number:02d}",
+                alignment,
+                crop_face(photo.pixels, alignment),
+                crop_face(photo.pixels, alignment.resized(options.size)) if options.compare else None,
+            )
+            for number, alignment in enumerate(alignments, first)
+        ]
+
+    def _invert(self, faces: list[_Face], image: Tensor) -> Inversion:
+        """Embed a batch of faces, image (B, 3, R, R), behind a progress bar."""
+        from limner.inversion import invert
+
+        options, search, models = self.options, self.search, self.models
+        pivotal = self.pivotal
         steps = search.steps + search.noise_steps + (pivotal.tune_steps if search.method == "pivotal" else 0)
         encoder = models.encoder_for(search.method)
         if search.method in ENCODED:
             steps = options.iterations or getattr(encoder, "iterations", 1)
-        with console.progress(steps, f"{path.name}, face {number}") as progress:
-            found = invert(
+        title = f"{faces[0].photo.name}, face {faces[0].number}"
+        title += f" and {len(faces) - 1} more" * (len(faces) > 1)
+        with self.console.progress(steps, title) as progress:
+            return invert(
                 models.generator,
-                media.to_image(crop).to(models.device),
+                image.to(models.device),
                 search,
                 perceptual=models.make_distance(),
                 identity=models.make_identity(),
-                init=start,
+                init=self.start,
                 mask=None if options.mask is None else read_mask(options.mask, models.generator.resolution),
                 pivotal=pivotal,
                 encoder=encoder,
-                encoding=encoding,
-                on_step=lambda step, _, record, preview, bar=progress: bar.set(
-                    step, f"loss {record['loss']:.3f}"
-                ),
+                encoding=EncodeOptions(iterations=options.iterations, encode_batch=options.encode_batch),
+                on_step=lambda step, _, record, preview: progress.set(step, f"loss {record['loss']:.3f}"),
             )
-        files = _write_face(
-            options.out / f"{name}_{number:02d}",
-            photo.pixels,
-            alignment,
-            found,
-            search,
-            pivotal,
-            path,
-            base,
-            options,
-        )
-        entries.append({"photo": str(path), "face": number, "files": files, **found.report[0].to_dict()})
-    return entries
 
 
-def _write_face(
-    stem: Path,
-    pixels: np.ndarray,
-    alignment: Alignment,
-    found: Inversion,
-    search: InversionOptions,
-    pivotal: PivotalOptions,
-    path: Path,
-    base: dict[str, str],
-    options: Options,
-) -> list[str]:
+def _write_face(face: _Face, found: Inversion, job: _Job) -> list[str]:
+    """Write codes, picture and comparison of one face; return the files."""
     from limner import media
-    from limner.faces import crop_face
     from limner.latent import save_latent
     from limner.nn import deltas
 
-    record = {"command": "invert", "photo": str(path), "trunk": found.report[0].trunk, **to_mapping(search)}
-    record["preset"] = options.preset
+    options, search, stem = job.options, job.search, face.stem
+    record = {
+        "command": "invert",
+        "photo": str(face.photo),
+        "trunk": found.report[0].trunk,
+        **to_mapping(search),
+        "preset": options.preset,
+    }
     if search.method == "pivotal":
-        record |= to_mapping(pivotal)
+        record |= to_mapping(job.pivotal)
     if search.method in ENCODED:
         record |= {"encoder": str(options.encoder), "iterations": found.report[0].steps}
     packed = deltas.compress(found.delta) if found.delta is not None else None
-    notes: dict[str, Any] = {"options": record, "report": found.report[0].to_dict(), "base": base}
-    notes["alignment"] = alignment.to_mapping()
+    notes: dict[str, Any] = {"options": record, "report": found.report[0].to_dict(), "base": job.base}
+    notes["alignment"] = face.alignment.to_mapping()
     if packed is not None:
         notes["delta_error"] = packed.error
     painted = media.to_pixels(found.image)[0]
@@ -281,11 +365,8 @@ def _write_face(
             stem.with_name(f"{stem.name}.png"), painted, options=record, source_type="trainedAlgorithmicMedia"
         ),
     ]
-    if options.compare:
-        pair = [
-            crop_face(pixels, alignment.resized(options.size)),
-            media.resize_pixels(painted, options.size),
-        ]
+    if face.shown is not None:
+        pair = [face.shown, media.resize_pixels(painted, options.size)]
         sheet = media.make_sheet([pair], column_labels=("photo", "embedded"), cell_px=options.size)
         kind = "compositeWithTrainedAlgorithmicMedia"
         written.append(
