@@ -84,7 +84,7 @@ class StyleOptions(Options):
     """How much of the style: 0 is the face as embedded, 1 the whole style."""
     layers: str = knob("all")
     """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
-    pull: float = knob(0.7, lo=0.0, hi=1.0, step=0.05)
+    pull: float = knob(0.4, lo=0.0, hi=1.0, step=0.05)
     """How far the rows that the style was mixed on, which it has learned to ignore, are pulled to the mean code: 0 keeps
     what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models).
     A generator tuned to the person answers best to little."""
