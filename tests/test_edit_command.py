@@ -364,6 +364,23 @@ def test_what_cannot_be_edited(model, codes, tmp_path):
 # ---- films
 
 
+def test_what_was_given_is_not_replaced(model, codes, photo, tmp_path):
+    before = photo.read_bytes(), codes[0].read_bytes()
+    plain = ("--model", model, "--aligned", "--steps", 1)
+    for words in (
+        ("inpaint", photo, "mouth", *plain, "-o", tmp_path / "." / "photo.png"),
+        ("crossover", codes[0], codes[1], *plain, "-o", tmp_path / "a.png", "--save-latent", codes[0]),
+        ("mix", photo, "--styles", codes[0], "--model", model, "--aligned", "-o", photo),
+    ):
+        status, _, err = run(*words)
+        assert status == 2
+        assert "which the command reads; choose another name" in err
+    assert before == (photo.read_bytes(), codes[0].read_bytes())
+    status, _, err = run("crossover", codes[0], codes[1], *plain, "--save-latent", tmp_path / "codes.png")
+    assert status == 2
+    assert "expected a file that ends in .safetensors" in err
+
+
 def test_films_say_what_is_wrong(tmp_path, monkeypatch):
     frame = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(MediaError, match="one frame or more"):

@@ -432,6 +432,23 @@ def test_inpainting_restores_what_is_known(generator):
     assert same(editing.paint(generator, found.portrait), found.image)
 
 
+def test_the_loss_that_is_told_leaves_the_noise_maps_out(generator):
+    faces = [face(generator, seed, "z") for seed in (1, 2)]
+    told = []
+    editing.crossover(
+        generator,
+        *faces,
+        editing.make_region("left", 32),
+        CrossoverOptions(steps=2, noise="joint"),
+        perceptual=distance,
+        on_step=lambda step, total, record, preview: told.append(dict(record)),
+    )
+    for record in told:
+        total = record.pop("loss")
+        assert record.pop("noise_reg") > 0
+        assert total == pytest.approx(sum(record.values()))
+
+
 def test_what_stands_in_the_hole_does_not_matter(generator):
     image = editing.paint(generator, face(generator, 5))
     hole = editing.make_region("mouth", 32, feather=0.1)

@@ -130,9 +130,9 @@ def search(
             if with_noise:
                 _normalize(maps)
             done += 1
-            record = {"loss": float(loss.detach())} | {
-                name: float(one.detach()) for name, one in found.items()
-            }
+            record = {name: float(one.detach()) for name, one in found.items()}
+            # As in `inversion`, the loss that is told leaves the noise maps' correlation out: it says nothing of faces.
+            record = {"loss": sum(record.values()) - record.get("noise_reg", 0.0), **record}
             if on_step is not None:
                 on_step(done, total_steps, record, preview)
     noise = tuple(values.detach() for values in maps) or start.noise

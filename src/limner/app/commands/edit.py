@@ -22,6 +22,7 @@ from limner.app.edit_options import (
 )
 from limner.app.edited import check_out, write_picture, write_sequence
 from limner.errors import OptionError
+from limner.files import check_writable
 from limner.options import Options, to_mapping
 from limner.pipeline.options import PortraitOptions, check_encoder
 
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from limner.pipeline.portraits import Sitter
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+CODES = ".safetensors"
 
 
 def run_morph(options: MorphOptions, console: Console) -> int:
     """Turn faces into each other."""
-    check_out(options.out, film=True)
+    _check_outputs(options, *options.faces, film=True)
     models = _load(options, console)
     sitters = [sitter for word in options.faces for sitter in _read(word, options, models, console)]
     morph = editing.morph(
@@ -59,7 +61,7 @@ def run_mix(options: MixOptions, console: Console) -> int:
     """Mix faces with styles."""
     if not options.styles:
         raise OptionError("limner edit mix: name the faces that the layers are taken from with --styles")
-    check_out(options.out, film=False)
+    _check_outputs(options, *options.faces, *options.styles)
     models = _load(options, console)
     faces = [one for word in options.faces for one in _read(word, options, models, console)]
     styles = [one for word in options.styles for one in _read(word, options, models, console)]
@@ -89,7 +91,7 @@ def run_transfer(options: TransferOptions, console: Console) -> int:
     from limner import media
     from limner.pipeline.portraits import painted_px, square_picture
 
-    check_out(options.out, film=False)
+    _check_outputs(options, options.portrait, options.style, options.region)
     if options.region and options.way == "layers":
         raise OptionError("a region needs --way gram: the way of layers changes the whole picture")
     models = _load(options, console)
@@ -130,7 +132,8 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
         raise OptionError(
             "limner edit expression: name a neutral and an expressive face, or a sequence with --driving"
         )
-    check_out(options.out, film=bool(options.driving))
+    words = (options.portrait, options.neutral, options.expressive, options.region, *options.driving)
+    _check_outputs(options, *words, film=bool(options.driving))
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     how = _part(options, editing.ExpressionOptions)
@@ -163,7 +166,7 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
 
 def run_crossover(options: CrossoverOptions, console: Console) -> int:
     """Put a region of one face into another."""
-    check_out(options.out, film=False)
+    _check_outputs(options, options.portrait, options.other, options.region)
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     (other,) = _read(options.other, options, models, console, one=True)
@@ -190,7 +193,7 @@ def run_inpaint(options: InpaintOptions, console: Console) -> int:
     from limner.faces import AlignOptions, crop_face, find_alignments
     from limner.pipeline.portraits import embed_filled, painted_px
 
-    check_out(options.out, film=False)
+    _check_outputs(options, str(options.photo), options.hole)
     models = _load(options, console)
     pixels = media.read(options.photo).pixels
     side = models.generator.resolution
@@ -234,7 +237,7 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     """Move a face along directions."""
     sweep = _parse_moves(options.move)
     moving = any(start != end for start, end in sweep.values())
-    check_out(options.out, film=moving)
+    _check_outputs(options, options.portrait, str(options.directions), options.region, film=moving)
     models = _load(options, console)
     directions = _read_directions(options.directions, models)
     (face,) = _read(options.portrait, options, models, console, one=True)
@@ -264,6 +267,24 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     image = _picture(options, models, moved(0.0), face.portrait, region)
     given = [_show(options, models, face.portrait)]
     return _finish(options, console, models, moved(0.0), image, given, ("face", "result"), "direction")
+
+
+def _check_outputs(options: Any, *given: str, film: bool = False) -> None:
+    """Raise, before long work, unless the outputs can be written and are none of the files that were given.
+
+    Raises:
+        MediaError, OptionError: see `check_out`; one of the files would be replaced, or codes with a wrong ending.
+    """
+    check_out(options.out, film=film)
+    codes: Path | None = getattr(options, "save_latent", None)
+    if codes is not None:
+        if codes.suffix.lower() != CODES:
+            raise OptionError(f"save_latent is {codes}, expected a file that ends in {CODES}")
+        check_writable(codes)
+    sources = {Path(word).resolve() for word in given if word}
+    for name, path in (("out", options.out), ("save_latent", codes)):
+        if path is not None and not path.is_dir() and path.resolve() in sources:
+            raise OptionError(f"{name} is {path}, which the command reads; choose another name")
 
 
 def _load(options: PortraitOptions, console: Console) -> Models:
