@@ -165,16 +165,17 @@ def _restyle(
         embedded = embed_faces(picture.pixels, how, models=models, where=str(photo), on_step=show)
     embedding_s = time.perf_counter() - start
     row: list[np.ndarray] = []
+    shown = False
     figures = []
     for name, style in styles.items():
         start = time.perf_counter()
+        own = suit_inverter(how, style, models) is not how  # a blend wants codes of its own
         result = stylize(
             picture.pixels,
             style,
             how,
             models=models,
-            # A blend wants codes of its own, see suit_inverter.
-            embedded=embedded if suit_inverter(how, style, models) is how else None,
+            embedded=None if own else embedded,
             identity=models.identity_distance,
         )
         seconds = time.perf_counter() - start
@@ -193,6 +194,8 @@ def _restyle(
         if not row:
             row = [faces.crop_face(picture.pixels, face.alignment.resized(CELL_PX))]
             row.append(face.embedded)
+        if not own and not shown:
+            row[1], shown = face.embedded, True
         row.append(face.styled)
         figures.append(_figures(photo, name, face, embedding_s, seconds))
     return row, figures
