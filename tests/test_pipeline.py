@@ -311,6 +311,30 @@ def test_stylize_command(
     assert output.read_bytes() == first
 
 
+def test_a_whole_generator_is_a_style(
+    base: Path, style: Style, generator: Generator, photo_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A checkpoint of another program does what the style file does; the base and a stranger are refused."""
+    save_style(style, photo_file.with_name("dark.limner"), generator)
+    stranger = make_generator(seed=9)
+    for name, network in (("whole.safetensors", style.apply(generator)), ("stranger.safetensors", stranger)):
+        checkpoints.save(checkpoints.Checkpoint(generator=network), photo_file.with_name(name))
+    pictures = []
+    for name in ("dark.limner", "whole.safetensors"):
+        out = photo_file.with_name(f"{name}.png")
+        assert main(stylize_words(photo_file, base, photo_file.with_name(name), "--out", str(out))) == 0
+        pictures.append(media.read(out).pixels.astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+    assert np.abs(pictures[0] - make_photo()).max() > 30
+    capsys.readouterr()
+    for file, message in (
+        (base, "the base model itself"),
+        (photo_file.with_name("stranger.safetensors"), "not made from one another"),
+    ):
+        assert main(stylize_words(photo_file, base, file, "--overwrite")) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_stylize_command_refuses_before_it_works(
     base: Path, photo_file: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -54,7 +54,8 @@ def read_dual(base: str | Path, *, device: torch.device | str = "cpu") -> Checkp
     checkpoint = checkpoints.load(zoo.resolve(base), parts=("dual", "sampler"))
     if checkpoint.dual is None:
         raise CheckpointError(
-            f"{base} ({checkpoint.format}) holds no DualStyleGAN; plain styles are put on photos by limner stylize"
+            f"{base} ({checkpoint.format}) holds no DualStyleGAN; limner stylize puts styles and plain generators "
+            "on photos, by name or file alone"
         )
     for network in (checkpoint.dual, checkpoint.sampler):
         if network is not None:

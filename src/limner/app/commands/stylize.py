@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STYLE_SUFFIX = ".limner"
 DUAL_SUFFIXES = (".safetensors", ".pt", ".pth")
+MODEL_SUFFIXES = (*DUAL_SUFFIXES, ".pkl")
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 UNRECORDED = ("photos", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
 LEARNED_ONLY = ("layers", "pull", "blend", "hold")  # of no meaning to a DualStyleGAN
@@ -43,7 +44,8 @@ class Options(StylizeOptions, EncoderOptions, TrunkOptions, ReadOptions):
     """photos to restyle"""
     style: str = knob("toon")
     """name of a style (limner models list), a .limner file, a picture: then its style is learned first and kept beside
-    the output; or a DualStyleGAN, name or file, and a style of its, such as dual-toon:12 (limner dual has more to set
+    the output; a whole generator that was made from the base, name or file, such as toon-child, or a checkpoint of
+    JoJoGAN; or a DualStyleGAN, name or file, and a style of its, such as dual-toon:12 (limner dual has more to set
     there)"""
     style_aligned: bool = False
     """a picture given as style is an aligned face already, or no face at all: take it as a whole"""
@@ -189,7 +191,7 @@ def find_dual(options: Options, models: Models) -> DualStyle | None:
         CheckpointError: a file that holds no DualStyleGAN.
     """
     model, key = split_dual(options.style)
-    if not model:
+    if not model or (not key and holds_generator(model)):
         return None
     if options.also:
         raise OptionError(f"{model} is a DualStyleGAN, which no other style can be added to; leave also out")
@@ -218,8 +220,56 @@ def split_dual(style: str) -> tuple[str, str]:
     return (model, key) if named or Path(model).suffix in DUAL_SUFFIXES else ("", "")
 
 
+def holds_generator(name: str) -> bool:
+    """Return whether a model is a plain generator and no DualStyleGAN.
+
+    Raises:
+        ZooError, CheckpointError: there is no such model, or it is unreadable.
+    """
+    from limner import checkpoints
+
+    if name in zoo.names("dual"):
+        return False
+    found = checkpoints.load(zoo.resolve(name), parts=("dual", "generator"))
+    return found.dual is None and found.generator is not None
+
+
+def style_of_model(name: str, base: str, models: Models) -> Style:
+    """Return the style that a whole generator is: all its layers in place of the base's.
+
+    Args:
+        name: the generator, a name or file.
+        base: what the base is called.
+        models: whose generator is the base.
+
+    Raises:
+        OptionError: it is the base itself.
+        KeyMismatchError: it was not made from the base.
+        ZooError, CheckpointError: it is unreadable or holds no generator.
+    """
+    from limner.app.commands.blend import base_name, load_parent
+    from limner.nn import deltas
+    from limner.stylization.blend import blend
+    from limner.stylization.blend_options import BlendOptions
+    from limner.stylization.blend_style import METHOD
+    from limner.stylization.style import style_between
+
+    found = load_parent(name)
+    assert found.generator is not None
+    whole = BlendOptions(swap=(4,))
+    blended = blend([models.generator, found.generator.to(models.device)], whole, names=[base, name])
+    digest = deltas.digest(found.generator)
+    if digest == deltas.digest(models.generator):
+        raise OptionError(f"style is {name!r}, which is the base model itself")
+    about = {"base": base_name(base), "parent": base_name(name), "digest": digest}
+    style = style_between(
+        models.generator, blended, method=METHOD, options=to_mapping(whole), provenance=about
+    )
+    return dataclasses.replace(style, licence=str(found.metadata.get("licence", "unknown")))
+
+
 def find_style(options: Options, folder: Path, models: Models, console: Console) -> Style:
-    """Return the style that a name, a ``.limner`` file or a picture stands for.
+    """Return the style that a name, a ``.limner`` file, a whole generator or a picture stands for.
 
     Args:
         options: whose ``style`` is looked for.
@@ -230,9 +280,12 @@ def find_style(options: Options, folder: Path, models: Models, console: Console)
     name, path = options.style, Path(options.style)
     if name in zoo.names("style") or path.suffix == STYLE_SUFFIX:
         return read_style(name)
+    whole = name in (*zoo.names("child"), *zoo.names("model"))
+    if whole or (path.exists() and path.suffix.lower() in MODEL_SUFFIXES):
+        return style_of_model(name, options.model, models)
     if not path.exists():
         raise OptionError(
-            f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file or a picture; {suggest(name)}"
+            f"style is {name!r}, expected a known style, a {STYLE_SUFFIX} file, a model or a picture; {suggest(name)}"
         )
     kept = folder / f"{path.stem}{STYLE_SUFFIX}"
     return _learn_or_reuse(path, kept, options, models, console)
