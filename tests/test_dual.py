@@ -21,9 +21,11 @@ from limner.app.commands.dual import Options, pick_model, plan_outputs, style_na
 from limner.checkpoints import Checkpoint
 from limner.checkpoints.dual_child import save_dual
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError
+from limner.inversion.encode import encode_latents
 from limner.latent import Latent
 from limner.nn import deltas
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
+from limner.nn.encoders import Encoder
 from limner.pipeline.dual import DualModels, embed_style, load_dual
 from limner.pipeline.options import DualPhotoOptions
 from limner.pipeline.photos import embed_faces, stylize
@@ -301,6 +303,29 @@ def command(model: Path, *words: object) -> tuple[int, str, str]:
 
 
 class TestCommand:
+    def test_the_published_encoder_embeds_faces(self, model: Path) -> None:
+        torch.manual_seed(5)
+        encoder = Encoder(
+            rows=ROWS, space="z+", in_size=64, w_dim=WIDTH, widths=(6, 8, 10, 12), depths=(1, 1, 1, 1)
+        ).eval()
+        file, face = model.parent / "encoder.pt", model.parent / "face.png"
+        with pytest.warns(UserWarning, match="the original programs cannot load it"):
+            checkpoints.save(Checkpoint(generator=make_generator(), encoder=encoder), file)
+        words = ("--inverter", "psp", "--encoder", file, "--crop", "--size", 32, "--structure", 0.5)
+        status, _, err = command(model, face, *words, "--out", model.parent / "found.png")
+        assert status == 0, err
+        loaded = load_dual(model, encoder=file)
+        image = media.to_image(media.resize_pixels(photo(), 32))
+        code = Latent("z+", encode_latents(loaded.generator, encoder, image)[-1].tensor)
+        _, extrinsic = find_code(loaded.codes, "0")
+        wanted = transfer(loaded.dual, code, to_extrinsic(loaded.dual, extrinsic), DualOptions(structure=0.5))
+        found = media.read(model.parent / "found.png").pixels.astype(int)
+        assert np.abs(found - media.to_pixels(wanted)[0]).max() <= 2
+        for wrong, message in ((words[:2], "name its checkpoint"), (words[2:4], "does not use --encoder")):
+            status, _, err = command(model, face, *wrong, "--out", model.parent / "no.png")
+            assert status == 2
+            assert message in err
+
     def test_several_styles_and_a_sheet(self, model: Path) -> None:
         folder = model.parent
         words = ["--style", "1,style-3,random", "--sheet", folder / "sheet.png", "--compare", "--crop"]

@@ -19,7 +19,7 @@ from limner.faces import AlignOptions
 from limner.inversion import Inversion, InversionOptions, invert
 from limner.latent import Latent
 from limner.nn.dualstylegan import DualGenerator, StyleSampler
-from limner.pipeline.models import TRUNK, Models
+from limner.pipeline.models import TRUNK, Models, load_seeing
 from limner.pipeline.options import TrunkOptions
 from limner.pipeline.photos import SEARCH, OnStep, PipelineStep
 from limner.stylization.dual import to_extrinsic
@@ -63,11 +63,18 @@ def read_dual(base: str | Path, *, device: torch.device | str = "cpu") -> Checkp
     return checkpoint
 
 
-def load_dual(base: str | Path, *, trunk: str = TRUNK, device: torch.device | str = "cpu") -> DualModels:
+def load_dual(
+    base: str | Path,
+    *,
+    encoder: str | Path | None = None,
+    trunk: str = TRUNK,
+    device: torch.device | str = "cpu",
+) -> DualModels:
     """Load a DualStyleGAN, with the codes and the sampler in its file or beside it, and the feature trunk.
 
     Args:
         base: name or file of the model.
+        encoder: name or file of what finds codes for its generator; None for the compact one that belongs to it.
         trunk: what perceptual distances are measured with, one of `limner.pipeline.options.TRUNKS`.
         device: where to.
 
@@ -78,10 +85,12 @@ def load_dual(base: str | Path, *, trunk: str = TRUNK, device: torch.device | st
     perceptual = zoo.load(TrunkOptions(trunk=trunk).trunk)  # first, since it costs least to find it missing
     checkpoint = read_dual(base, device=device)
     assert checkpoint.dual is not None
+    seeing = None if encoder is None else load_seeing(encoder)[0].to(device).eval().requires_grad_(False)
     return DualModels(
         generator=checkpoint.dual.generator,
         trunk=perceptual.to(device).eval().requires_grad_(False),
         trunk_name=trunk,
+        encoder=seeing,
         base=Path(base).stem if Path(str(base)).suffix else str(base),
         dual=checkpoint.dual,
         codes=style_codes(checkpoint.codes),

@@ -223,6 +223,32 @@ def find_first(first: Mapping[str, str], *, where: str) -> CompactEncoder:
     )
 
 
+def load_seeing(
+    name: str | Path,
+) -> tuple[Encoder | HyperInverter | CompactHyper | CompactEncoder, checkpoints.Checkpoint | None]:
+    """Load what finds codes, of any kind, with the checkpoint of another program that it came in.
+
+    Args:
+        name: name or file of a compact encoder, a small HyperInverter, or a checkpoint of pSp, e4e, ReStyle or
+            HyperInverter.
+
+    Raises:
+        ZooError: no such model.
+        CheckpointError: its file cannot be used, or holds none.
+    """
+    file = zoo.resolve(name)
+    if read_base(file) is not None:
+        return load_encoder(file, trunk=zoo.load(TRUNK)), None
+    if (first := read_first(file)) is not None:
+        return load_hyper(file, encoder=find_first(first, where=str(name))), None
+    checkpoint = checkpoints.load(file)
+    if not isinstance(checkpoint.encoder, (Encoder, HyperInverter)):
+        raise CheckpointError(
+            f"{name} holds no encoder of pSp, e4e or ReStyle, no compact one and no HyperInverter"
+        )
+    return checkpoint.encoder, checkpoint
+
+
 def load_models(
     base: str | Path = zoo.DEFAULT_GENERATOR,
     *,
@@ -252,19 +278,9 @@ def load_models(
     perceptual = load_perceptual(trunk)  # first, since it costs least to find it missing
     seeing, checkpoint = None, None
     if encoder is not None:
-        file = zoo.resolve(encoder)
-        if read_base(file) is not None:
-            seeing = load_encoder(file, trunk=zoo.load(TRUNK))
-        elif (first := read_first(file)) is not None:
-            seeing = load_hyper(file, encoder=find_first(first, where=str(encoder)))
-        else:
-            checkpoint = checkpoints.load(file)
-            seeing = checkpoint.encoder
-            if not isinstance(seeing, (Encoder, HyperInverter)):
-                raise CheckpointError(
-                    f"{encoder} holds no encoder of pSp, e4e or ReStyle, no compact one and no HyperInverter"
-                )
-            base = base if keep_base or checkpoint.generator is None else encoder
+        seeing, checkpoint = load_seeing(encoder)
+        if checkpoint is not None and checkpoint.generator is not None and not keep_base:
+            base = encoder
     if keep_base or checkpoint is None or checkpoint.generator is None:
         checkpoint = checkpoints.load(zoo.resolve(base))
     if not isinstance(checkpoint.generator, Generator):

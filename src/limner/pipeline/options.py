@@ -13,7 +13,7 @@ from limner.options import Options, knob
 from limner.stylization.options import DualOptions, JojoganOptions, StyleOptions
 
 INVERTERS = ("auto", "encoder", "hybrid", "w", "w+", "pivotal")
-DUAL_INVERTERS = (*INVERTERS, "z+")
+DUAL_INVERTERS = (*INVERTERS, "z+", *ENCODED)
 PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "z", "z+", "w", "w+", "ii2s", "psp", "e4e", "restyle")
 """Those whose codes can be brought to w+ and that leave the generator as it is."""
 PHOTO_INVERTERS = (*INVERTERS, "z", "z+", "s", "ii2s", *ENCODED)
@@ -99,7 +99,8 @@ class DualPhotoOptions(PhotoOptions, DualOptions):
     inverter: str = knob("w+", choices=DUAL_INVERTERS)
     """how a face is embedded: encoder takes a moment, hybrid searches on from there; auto is hybrid if the generator has an
     encoder, else w+; w keeps closest to faces the generator knows, w+ closer to the photo, z+ is the space that such
-    models are trained on, pivotal also tunes the generator to the person, which is closest and slowest"""
+    models are trained on, pivotal also tunes the generator to the person, which is closest and slowest; psp, e4e, restyle
+    and hyper take an encoder of this kind, psp the published one of DualStyleGAN"""
 
 
 @dataclasses.dataclass(frozen=True)

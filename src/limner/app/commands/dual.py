@@ -13,7 +13,7 @@ from limner.errors import FaceNotFoundError, MediaError, OptionError
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob, to_mapping
-from limner.pipeline.options import DualPhotoOptions, TrunkOptions
+from limner.pipeline.options import DualPhotoOptions, EncoderOptions, TrunkOptions, check_encoder
 from limner.stylization.options import FIXED
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ UNRECORDED = ("photos", "out", "compare", "sheet", "overwrite", "max_megapixels"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(DualPhotoOptions, TrunkOptions, ReadOptions):
+class Options(DualPhotoOptions, EncoderOptions, TrunkOptions, ReadOptions):
     """Options of ``limner dual``."""
 
     photos: tuple[Path, ...] = knob((), positional=True)
@@ -85,11 +85,13 @@ def run(options: Options, console: Console) -> int:
         raise OptionError("limner dual: name photos to restyle, or give --samples N for random faces")
     plan = plan_outputs(options)
     check_free([path for paths in plan for path in paths], options)
+    check_encoder(options.inverter, options.encoder)
     from limner.app.device import pick_device
     from limner.pipeline.dual import load_dual
 
     model = options.model or pick_model()
-    models = load_dual(model, trunk=options.trunk, device=pick_device(console.settings))
+    device = pick_device(console.settings)
+    models = load_dual(model, encoder=options.encoder, trunk=options.trunk, device=device)
     if options.samples:
         return _paint_samples(plan[0][0], models, options, console)
     styles = find_styles(options, models, console)
