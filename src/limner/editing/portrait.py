@@ -15,6 +15,7 @@ from limner.nn import deltas
 from limner.nn.deltas import Delta, Strength
 from limner.nn.detail import Detail
 from limner.nn.stylegan2 import Generator, Noise
+from limner.nn.tuned import unpack_tuned
 
 ALL = LayerMask("all")
 
@@ -75,7 +76,7 @@ class Portrait:
             noise = tuple(m if len(m) == 1 else m[index : index + 1] for m in source.noise)
         each = getattr(source, "deltas", None)
         delta = each[index] if each is not None else source.delta
-        return Portrait(code, noise, () if delta is None else ((deltas.reconstruct(delta), 1.0),))
+        return Portrait(code, noise, () if delta is None else ((unpack_tuned(delta), 1.0),))
 
     def delta(self, generator: Generator) -> dict[str, Tensor] | None:
         """Return all its changes of the generator as one delta, None where there are none."""

@@ -1,7 +1,7 @@
 """Latent files: native safetensors, and the arrays that other programs write.
 
 Native: tensors ``latent`` (in s space ``latent.00``, ``latent.01`` ...) and, where the noise was fitted too,
-``noise.00`` ...; where the generator was tuned ``delta.NAME`` per changed tensor, as `limner.nn.deltas.compress` stores
+``noise.00`` ...; where the generator was tuned ``delta.NAME`` per changed tensor, as `limner.nn.tuned` stores
 it.  The metadata entry ``limner`` is JSON with ``version``, ``kind: latent``, ``space`` and whatever the writer adds
 (options, report, provenance).
 """

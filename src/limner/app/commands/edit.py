@@ -441,6 +441,7 @@ def _finish(
     if options.save_latent is not None:
         from limner.latent import save_latent
         from limner.nn import deltas
+        from limner.nn.tuned import pack_tuned
 
         delta = portrait.delta(models.generator)
         notes = {"options": about, "base": {"name": models.base, "digest": deltas.digest(models.generator)}}
@@ -449,7 +450,7 @@ def _finish(
                 options.save_latent,
                 portrait.latent,
                 noise=portrait.noise,
-                delta=deltas.compress(delta).tensors if delta else None,
+                delta=pack_tuned(delta).tensors if delta else None,
                 metadata=notes,
             )
         )

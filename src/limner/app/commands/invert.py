@@ -74,6 +74,9 @@ class Options(
     mask: Path | None = None
     """picture of the generator's or any other square size, white where the aligned face is to be fitted; what is black
     is left to the generator (inpainting)"""
+    tuned_kilobytes: int = knob(0, lo=0, hi=1_000_000)
+    """pivotal and hyper: what the change of the generator may take in the file of the codes; 0: a tenth of what
+    float16 takes, or 100 where that is less. Smaller ones lose more of it, as delta_error in the file says"""
     start: Path | None = None
     """latent file to start from, such as an encoder's or one of an earlier run"""
     compare: bool = False
@@ -333,7 +336,7 @@ def _write_face(face: _Face, found: Inversion, job: _Job) -> list[str]:
     """Write codes, picture and comparison of one face; return the files."""
     from limner import media
     from limner.latent import save_latent
-    from limner.nn import deltas
+    from limner.nn.tuned import pack_tuned
 
     options, search, stem = job.options, job.search, face.stem
     record = {
@@ -347,7 +350,9 @@ def _write_face(face: _Face, found: Inversion, job: _Job) -> list[str]:
         record |= to_mapping(job.pivotal)
     if search.method in ENCODED:
         record |= {"encoder": str(options.encoder), "iterations": found.report[0].steps}
-    packed = deltas.compress(found.delta) if found.delta is not None else None
+    packed = None
+    if found.delta is not None:
+        packed = pack_tuned(found.delta, kilobytes=options.tuned_kilobytes)
     notes: dict[str, Any] = {"options": record, "report": found.report[0].to_dict(), "base": job.base}
     notes["alignment"] = face.alignment.to_mapping()
     if packed is not None:
