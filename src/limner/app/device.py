@@ -7,13 +7,35 @@ generator (so the same seed gives the same latents on every device), and on CUDA
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from limner.app.console import Settings
 from limner.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
+
+    from limner.pipeline import Models
+
+
+class NamesModels(Protocol):
+    """Options of a command that embeds faces and paints them with the base."""
+
+    @property
+    def model(self) -> str:
+        """Base, name or file."""
+        ...
+
+    @property
+    def encoder(self) -> Path | None:
+        """Encoder, where it is not the base's own."""
+        ...
+
+    @property
+    def trunk(self) -> str:
+        """What perceptual distances are measured with."""
+        ...
 
 
 def available_devices() -> list[str]:
@@ -64,3 +86,16 @@ def seeded_rng(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed)
+
+
+def load_for(options: NamesModels, settings: Settings) -> Models:
+    """Return the models that a command's options name, on the device that its settings ask for; the base stays."""
+    from limner.pipeline import load_models
+
+    return load_models(
+        options.model,
+        encoder=options.encoder,
+        keep_base=True,
+        trunk=options.trunk,
+        device=pick_device(settings),
+    )

@@ -67,16 +67,9 @@ def run(options: Options, console: Console) -> int:
     photos = find_photos(options.photos)
     check_writable(options.out / COMPARISON)
     check_encoder(options.inverter, options.encoder)
-    from limner.app.device import pick_device
-    from limner.pipeline import load_models
+    from limner.app.device import load_for
 
-    models = load_models(
-        options.model,
-        encoder=options.encoder,
-        keep_base=True,
-        trunk=options.trunk,
-        device=pick_device(console.settings),
-    )
+    models = load_for(options, console.settings)
     styles = _load_styles(options, models, console)
     console.print(
         f"base {models.base}, {models.generator.resolution} px; {len(photos)} photos; styles: {', '.join(styles)}"

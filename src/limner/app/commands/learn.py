@@ -69,16 +69,9 @@ def run(options: Options, console: Console) -> int:
         raise OptionError(f"{out} exists already; give --overwrite or another --out")
     check_writable(out)
     check_encoder(options.inverter, options.encoder)
-    from limner.app.device import pick_device
-    from limner.pipeline import load_models
+    from limner.app.device import load_for
 
-    models = load_models(
-        options.model,
-        encoder=options.encoder,
-        keep_base=True,
-        trunk=options.trunk,
-        device=pick_device(console.settings),
-    )
+    models = load_for(options, console.settings)
     start = time.perf_counter()
     style = learn_files(
         options.pictures,

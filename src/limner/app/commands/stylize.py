@@ -73,17 +73,10 @@ def run(options: Options, console: Console) -> int:
     for output in outputs:
         check_writable(output)
     check_encoder(options.inverter, options.encoder)
-    from limner.app.device import pick_device
-    from limner.pipeline import load_models
+    from limner.app.device import load_for
     from limner.stylization.style import Style, check_layers
 
-    models = load_models(
-        options.model,
-        encoder=options.encoder,
-        keep_base=True,
-        trunk=options.trunk,
-        device=pick_device(console.settings),
-    )
+    models = load_for(options, console.settings)
     style = find_dual(options, models) or find_styles(options, outputs[0].parent, models, console)
     if isinstance(style, Style):
         check_layers(options, models.generator)
