@@ -5,6 +5,7 @@ Source: Richardson et al. 2021, pSp (arXiv 2008.00951), section 3.2: losses of p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -75,7 +76,7 @@ class CoreRun(Progress, Generic[Options, N]):
 R = TypeVar("R", bound=CoreRun)
 
 
-class CoreLessons(Generic[R]):
+class CoreLessons(ABC, Generic[R]):
     """One step of training; what it learns from is left to the classes derived from this.
 
     Args:
@@ -92,9 +93,9 @@ class CoreLessons(Generic[R]):
             weight_decay=run.options.weight_decay,
         )
 
+    @abstractmethod
     def step(self, random: StepRandom) -> dict[str, float]:
         """Learn from one batch; return the figures for the log."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return the optimiser's state."""

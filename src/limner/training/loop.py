@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ def cosine_share(options: LoopOptions, images: int, lowest: float) -> float:
     return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Training(Generic[Run]):
+class Training(ABC, Generic[Run]):
     """A run on disk: ``state.pt``, ``log.jsonl``, ``options.json``, ``sheets/``, ``model.safetensors``.
 
     Args:
@@ -73,33 +74,33 @@ class Training(Generic[Run]):
         self.journal = Journal(self.out / "log.jsonl")
         self.seconds = 0.0  # of training, measuring included, up to the last step
 
+    @abstractmethod
     def step(self, random: StepRandom) -> dict[str, Any]:
         """Learn from one batch; return the figures for the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def move_average(self) -> None:
         """Move the averaged networks after a step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> dict[str, Any]:
         """Return what decides how the run goes on, besides how far it is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_parts(self, state: dict[str, Any]) -> None:
         """Take back what `parts` returned; any error of torch or of a dict says that it does not fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, passed: Callable[[float], bool]) -> dict[str, float] | None:
         """Measure and draw what is due after a step; return the figures, None if nothing was measured.
 
         Args:
             passed: whether the step has crossed a multiple of so many thousand images; False for 0.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def look_last(self) -> dict[str, float]:
         """Measure and draw the averaged networks as they will be written; return the figures."""
-        raise NotImplementedError
 
     def spent(self) -> dict[str, float]:
         """Return what the run has cost so far, for the log and the model file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from limner.training.dual.options import DualTrainOptions
 from limner.training.run import StepRandom
 
 
-class Adversary:
+class Adversary(ABC):
     """A discriminator that learns and judges in one call.
 
     Args:
@@ -29,6 +30,7 @@ class Adversary:
         self.parameters = list(parameters)
         self.optimiser = torch.optim.Adam(self.parameters, options.lr_d, (0.0, options.beta2))
 
+    @abstractmethod
     def judge(
         self, fake: Tensor, real: Tensor, random: StepRandom, step: int
     ) -> tuple[Tensor, dict[str, float]]:
@@ -40,7 +42,6 @@ class Adversary:
             random: of this step.
             step: its number, for penalties that are not taken every time.
         """
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return the discriminator and its optimiser."""

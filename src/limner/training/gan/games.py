@@ -10,6 +10,7 @@ al. 2021 (arXiv 2111.01007); Mo et al. 2020, FreezeD (arXiv 2002.10964).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,7 @@ def draw_w_plus(G: Generator, count: int, mixing: float, random: StepRandom) -> 
     return torch.where(keep[:, :, None], first[:, None], second[:, None])
 
 
-class Game:
+class Game(ABC):
     """What both kinds of training share: optimisers, phases, gradient accumulation."""
 
     def __init__(self, run: GanRun):
@@ -127,9 +128,9 @@ class Game:
             )
         return [size] * (share // size)
 
+    @abstractmethod
     def step(self, random: StepRandom) -> dict[str, float]:
         """Train both players on one batch; return the figures for the log."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Return what must be saved besides the networks."""
