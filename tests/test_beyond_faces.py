@@ -18,7 +18,7 @@ from PIL import Image
 
 from limner import checkpoints, media, zoo
 from limner.app import cli
-from limner.app.commands.stylize import was_learned_so
+from limner.app.styles import was_learned_so
 from limner.checkpoints.translator import save_translator
 from limner.latent import load_latent, render
 from limner.nn import deltas

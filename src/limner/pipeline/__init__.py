@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limner.pipeline.kept import stylize_kept
     from limner.pipeline.models import Models, load_models
     from limner.pipeline.options import LearnOptions, StylizeOptions
     from limner.pipeline.photos import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "kept": ("stylize_kept",),
     "models": ("Models", "load_models"),
     "options": ("LearnOptions", "StylizeOptions"),
     "photos": (
@@ -59,6 +61,7 @@ __all__ = [
     "load_models",
     "load_translation_models",
     "stylize",
+    "stylize_kept",
     "translate",
 ]
 

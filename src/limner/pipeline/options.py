@@ -19,6 +19,8 @@ PICTURE_INVERTERS = ("auto", "encoder", "hybrid", "z", "z+", "w", "w+", "ii2s", 
 PHOTO_INVERTERS = (*INVERTERS, "z", "z+", "s", "ii2s", *ENCODED)
 LOOKING = ("auto", *COMPACT, "pivotal")
 """Those that work with a compact encoder, the generator's own or the one that is named."""
+LATENT_FILES = (".safetensors", ".npz", ".npy", ".pt")
+"""Endings of files of codes: native ones, and those of other programs."""
 TRUNKS = ("lite0", "lpips-vgg", "lpips-alex")
 
 

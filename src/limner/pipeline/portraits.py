@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ import torch
 
 from limner import media
 from limner.editing.portrait import Portrait, paint, paint_inside
-from limner.errors import KeyMismatchError, OptionError, ShapeError
+from limner.errors import OptionError
 from limner.faces import crop_face, whole_picture
 from limner.inversion import InversionOptions, invert
-from limner.latent import Latent, load_latent
-from limner.nn import deltas
+from limner.latent import Latent
+from limner.pipeline.kept import code_names, load_codes
 from limner.pipeline.models import Models
-from limner.pipeline.options import PortraitOptions, StylizeOptions
+from limner.pipeline.options import LATENT_FILES, PortraitOptions, StylizeOptions
 from limner.pipeline.photos import SEARCH, OnStep, embed_faces
-
-LATENTS = (".safetensors", ".npz", ".npy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ def read_sitters(
     text, path = str(source), Path(source)
     if text.startswith("seed:"):
         return _from_seeds(text, options, models)
-    if path.suffix.lower() in LATENTS:
+    if path.suffix.lower() in LATENT_FILES:
         return _from_latents(path, models)
     if path.suffix.lower() in media.READABLE_FILMS:
         sitters = []
@@ -162,39 +159,9 @@ def _from_pixels(
 
 
 def _from_latents(path: Path, models: Models) -> list[Sitter]:
-    file = load_latent(path)
-    base = file.metadata.get("base")
-    if isinstance(base, dict) and base.get("digest") and base["digest"] != deltas.digest(models.generator):
-        raise KeyMismatchError(
-            f"{path} holds codes of another generator ({base.get('name', 'unnamed')}), not of {models.base}; name "
-            "that one with --model, or embed the photo again"
-        )
-    check_codes(file.latent, models, path)
-    count = len(file.latent)
-    names = [path.stem] if count == 1 else [f"{path.stem}_{n:02d}" for n in range(1, count + 1)]
+    file = load_codes(path, models)
+    names = code_names(path, len(file.latent))
     return [Sitter(name, Portrait.of(file, i)) for i, name in enumerate(names)]
-
-
-def check_codes(latent: Latent, models: Models, where: object) -> None:
-    """Raise `ShapeError` unless codes fit the generator."""
-    generator = models.generator
-    width, rows = len(generator.w_avg), generator.num_rows
-    wanted = {
-        "z": [(generator.z_dim,)],
-        "z+": [(rows, generator.z_dim)],
-        "w": [(width,)],
-        "w+": [(rows, width)],
-        "s": [],
-    }[latent.space]
-    if latent.space == "s":
-        like: Sequence[torch.Tensor] = generator.synthesis.styles(generator.broadcast(generator.w_avg[None]))
-        wanted = [tuple(part.shape[1:]) for part in like]
-    shapes = [tuple(part.shape[1:]) for part in latent.parts]
-    if shapes != wanted:
-        raise ShapeError(
-            f"{where} holds codes in {latent.space} of shape {shapes}, expected {wanted} for {models.base or 'this'}, a "
-            f"{generator.resolution} px generator"
-        )
 
 
 def _from_seeds(text: str, options: PortraitOptions, models: Models) -> list[Sitter]:

@@ -181,7 +181,7 @@ def learn_files(
 
 def _read_start(path: Path, digests: Sequence[str], console: Console) -> Style:
     """Return the style to go on from, without its codes where they belong to other pictures."""
-    from limner.app.commands.stylize import read_style
+    from limner.app.styles import read_style
 
     style = read_style(str(path))
     if style.codes is None or list(style.provenance.get("sha256", ())) != list(digests):

@@ -66,7 +66,7 @@ def run(options: Options, console: Console) -> int:
         if out.exists() and not options.overwrite:
             raise CheckpointError(f"{out} exists; --overwrite replaces it")
         check_writable(out)
-    from limner.app.commands.stylize import read_style
+    from limner.app.styles import read_style
     from limner.stylization.merging import merge
 
     styles = [read_style(name) for name in options.styles]
