@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -28,6 +29,7 @@ from limner.evaluation.generation import (
     nearest,
     nearest_pixels,
     paint_seeds,
+    rows_by_number,
     set_figures,
 )
 from limner.evaluation.report import Chart, Checks, Picture, Row, Table, markdown, page
@@ -229,6 +231,10 @@ def test_real_pictures_score_at_the_floor_and_noise_at_the_ceiling(eyes):
     assert floor["recall"] > 0.6 > bad["recall"]
     assert floor["precision"] > 0.6 > bad["precision"]
     assert collapsed["recall"] < 0.1
+    assert floor["person_frechet"] < 0.5 * bad["person_frechet"]
+    assert floor["person_recall"] > 0.5 > bad["person_recall"]
+    few = {name: value[:2] for name, value in again.items()} | {"features": again["features"]}
+    assert math.isnan(set_figures(few, real, torch.Generator().manual_seed(0))["person_frechet"])
     assert collapsed["identity_spread"] == pytest.approx(0, abs=1e-6)
     assert floor["identity_spread"] > 0.01
 
@@ -247,12 +253,41 @@ def test_generation_calls_a_memoriser_one(tmp_path, generator, eyes):
     assert memory["generator"]["too_near"] == 1
     assert memory["copies of training pictures"]["near_features"] < 1e-3
     assert memory["held-out pictures"]["too_near"] < 0.1
+    assert list(section.data["by_number"]) == ["10 pictures", "20 pictures", "40 pictures"]
+    assert section.data["by_number"]["40 pictures"]["floor_ratio"] == pytest.approx(1, rel=0.05)
     made = store.made
     fresh = evaluate_generation(generator, eyes, options_for(heads, seed=2000), store)
     assert fresh.data["memorising"]["generator"]["too_near"] < 0.3
     assert store.found == 1, "the held-out pictures are known; the drawn ones and the seeds are not"
     evaluate_generation(generator, eyes, options_for(heads, seed=2000), store)
     assert (store.made, store.found) == (made + 3, 5)
+
+
+def test_the_ratio_is_also_measured_on_twice_the_pictures_where_training_has_enough(
+    tmp_path, generator, eyes
+):
+    heads = write_heads(tmp_path / "heads", generator, range(2000, 2060))
+    options = options_for(heads, trained_on="0-47", held_out="48-59", samples=12, found_in=12)
+    section = evaluate_generation(generator, eyes, options, Store(tmp_path / "parts"))
+    rows = section.data["by_number"]
+    assert list(rows) == ["12 pictures", "24 training pictures"]
+    assert rows["12 pictures"]["frechet"] == section.data["sets"]["generator"]["frechet"]
+    goals = next(block for block in section.blocks if isinstance(block, Checks))
+    assert [claim for claim, *_ in goals.items][:2] == [
+        f"Fréchet distance at most 3 times the floor, {name}" for name in rows
+    ]
+
+
+def test_the_floor_halves_when_sets_double_and_what_is_wrong_stays():
+    """Why a ratio to the floor belongs to one number of pictures."""
+    rng = torch.Generator().manual_seed(0)
+    real, again, made = (torch.randn(1600, 8, generator=rng) for _ in range(3))
+    rows = rows_by_number(made + 0.5, again, real)
+    assert [row.name for row in rows] == ["400 pictures", "800 pictures", "1600 pictures"]
+    floors = [row.values["frechet_floor"] for row in rows]
+    assert floors[0] == pytest.approx(4 * floors[2], rel=0.4)
+    assert rows[2].values["frechet"] == pytest.approx(8 * 0.5**2, rel=0.1)
+    assert rows[2].values["floor_ratio"] > 2 * rows[0].values["floor_ratio"]
 
 
 # Stylisation

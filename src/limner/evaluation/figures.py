@@ -69,6 +69,17 @@ FIGURES: dict[str, Figure] = {
         "share of real pictures that lie within the neighbourhood of a generated one: is everything there is covered?",
         "up",
     ),
+    "person_frechet": Figure(
+        "persons: Fréchet distance", "Fréchet distance of dlib's face embeddings, 128 numbers per picture"
+    ),
+    "person_precision": Figure("persons: precision", "precision by the same embeddings", "up"),
+    "person_recall": Figure("persons: recall", "recall by the same embeddings", "up"),
+    "frechet_floor": Figure(
+        "floor", "Fréchet distance of as many other real pictures to the same ones", "down", 1
+    ),
+    "floor_ratio": Figure(
+        "times the floor", "Fréchet distance of the generator divided by the floor's", "down", 1
+    ),
     "face_share": Figure("face found", "share of pictures in which MTCNN finds a face", "up", -1),
     "identity_spread": Figure(
         "spread of persons",
