@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from limner import media, zoo
 from limner.app.cli import main
 from limner.errors import MissingExtraError
+from limner.nn.identity import SAME_PERSON
 from limner.synth.film import SUPERSAMPLING
 from limner.synth.lighting import frontal_twin
 from limner.synth.looks import (
@@ -127,6 +130,34 @@ def test_a_twin_is_frontal(renderer):
     assert marks["nose"][0] == pytest.approx(middle, abs=2)
     corners = rendering.pixels[:6, :6].reshape(-1, 3).astype(float)
     assert np.ptp(corners.mean(0)) < 6  # grey
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["turned", "nodding", "other light", "other expression"])
+def test_the_identity_embedder_knows_a_head_again(renderer, change):
+    """Eight heads as they are and changed: each is nearest to itself, at less than half the distance of two heads."""
+    embedder = zoo.load("identity")
+    scenes = [scene_of(renderer, seed) for seed in range(24)]
+    grin = next(scene for scene in scenes if scene.expression == "grin")
+
+    def look(people: list[Scene]) -> torch.Tensor:
+        pictures = [media.to_image(renderer.render(scene).pixels) for scene in people]
+        return torch.cat([embedder(picture) for picture in pictures])
+
+    people = [scene.but(yaw=0.0, pitch=0.0, roll=0.0) for scene in scenes[:8]]
+    changed = {
+        "turned": [scene.but(yaw=20.0) for scene in people],
+        "nodding": [scene.but(pitch=-12.0) for scene in people],
+        "other light": [scene.but(light=scenes[i + 8].light) for i, scene in enumerate(people)],
+        "other expression": [
+            scene.but(expression=grin.expression, face_units=grin.face_units) for scene in people
+        ],
+    }[change]
+    distances = torch.cdist(look(changed), look(people)).square()
+    assert distances.argmin(1).tolist() == list(range(8))
+    same, different = distances.diag(), distances[~torch.eye(8, dtype=torch.bool)]
+    assert same.max() < 0.5 * SAME_PERSON
+    assert same.mean() < 0.5 * different.mean()
 
 
 def test_clay_has_no_colors(renderer, portrait):
