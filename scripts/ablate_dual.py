@@ -9,7 +9,8 @@ The codes of the portraits are found once, for all variants, and are not counted
 full: structure 30 %, style 60 %, refinement 10 % of the budget.  no-structure: no structure transfer on faces (second
 stage of progressive fine-tuning).  no-style: no style transfer on portraits (third stage).  no-destylise: a portrait's
 face is taken to be the encoder's code of the portrait itself.  no-refine: codes stay as they were found.
-published-residual: the residual blocks' size counts as much as published (0.015), whatever the recipe says.
+no-fine: no residual blocks beyond the structure rows, as published.  no-frechet: no Frechet distance in the style stage, as
+published.  published-residual: the residual blocks' size counts as much as published (0.015), whatever the recipe says.
 
 Writes figures.json, table.md and sheet.png.
 """
@@ -43,11 +44,16 @@ from limner.training.dual.training import DualTraining, Networks
 from limner.training.dual.transfer import StructureStage, StyleStage, copy_for_average
 from limner.training.run import Runtime, StepRandom
 
-PUBLISHED = "published-residual"
-VARIANTS = ("full", "no-structure", "no-style", "no-destylise", "no-refine", PUBLISHED)
-PUBLISHED_RESIDUAL = 0.015
+CHANGES: dict[str, dict[str, float]] = {
+    "no-fine": {"fine_blocks": 0},
+    "no-frechet": {"style_frechet": 0.0},
+    "published-residual": {"style_residual": 0.015},
+}
+VARIANTS = ("full", "no-structure", "no-style", "no-destylise", "no-refine", *CHANGES)
 SHARES = {"structure": 0.3, "style": 0.6, "refine": 0.1}
 SHOWN = ("truth_own", "frechet_known", "identity_known", "style_gram", "style_gram_color", "person")
+DUAL_ROWS = 7
+"""Rows of structure from 32 px on."""
 CPU = torch.device("cpu")
 
 
@@ -97,7 +103,11 @@ def load(arguments: argparse.Namespace) -> DualTraining:
         "seed": arguments.seed,
         "precision": "fp32",
     }
-    options = from_mapping(DualTrainOptions, read_recipe(arguments.recipe) | changes, str(arguments.recipe))
+    recipe = read_recipe(arguments.recipe)
+    # A network cut to 64 px has two layers beyond the structure rows, one cut to 128 px four.
+    beyond = max(0, 2 * (arguments.size.bit_length() - 1) - 3 - DUAL_ROWS)
+    changes["fine_blocks"] = min(recipe.get("fine_blocks", 0), beyond)
+    options = from_mapping(DualTrainOptions, recipe | changes, str(arguments.recipe))
     runtime = Runtime(CPU, "fp32")
     whole = load_networks(options, runtime)
     if whole.encoder is None:
@@ -148,11 +158,11 @@ def train(
     budget = {name: seconds * share / sum(shares.values()) for name, share in shares.items()}
     if left_out == "destylise":
         codes = codes | {"intrinsic": codes["extrinsic"]}
-    dual = training.start_model()
-    average, setting, seed = copy_for_average(dual), training.setting, training.options.seed
-    if variant == PUBLISHED:
-        options = dataclasses.replace(setting.options, style_residual=PUBLISHED_RESIDUAL)
-        setting = dataclasses.replace(setting, options=options)
+    setting, seed = training.setting, training.options.seed
+    options = dataclasses.replace(setting.options, **CHANGES.get(variant, {}))  # pyright: ignore[reportArgumentType]
+    setting = dataclasses.replace(setting, options=options)
+    dual = training.start_model(options)
+    average = copy_for_average(dual)
     steps: dict[str, int] = {}
     players = {
         "structure": lambda: StructureStage(setting, dual, average, training.start_adversary(), key=""),

@@ -197,6 +197,29 @@ def test_a_model_of_low_rank_loses_next_to_nothing(tmp_path, codes):
     assert (near - far).square().mean().sqrt() < 0.02
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+def test_fine_blocks_come_back(tmp_path, codes, rank):
+    made = DualGenerator.around(make_generator(), structure_rows=5, rank=rank, fine_blocks=2)
+    start_extrinsic(made, seed=2)
+    with torch.no_grad():
+        for block in made.fine:
+            for value in block.parameters():
+                value.add_(0.1 * torch.randn_like(value))
+    made.eval().requires_grad_(False)
+    save(Checkpoint(generator=make_generator()), tmp_path / "base.safetensors")
+    path = tmp_path / "fine.safetensors"
+    save_dual(made, codes, make_generator(), path, base_name="base", start_seed=2, budget_bytes=ROOM)
+    model = checkpoints.load(path).dual
+    assert model is not None
+    assert model.config() == made.config()
+    without = DualGenerator.around(made.generator, structure_rows=5, rank=rank)
+    without.load_state_dict({k: v for k, v in made.state_dict().items() if not k.startswith("fine.")})
+    wanted, found, plain = (paint(one, codes["000.jpg"]) for one in (made, model, without.eval()))
+    assert (found - wanted).square().mean() < 1e-3 * (plain - wanted).square().mean()
+    if rank:
+        assert torch.allclose(paint(made.merged(), codes["000.jpg"]), wanted, atol=1e-5)
+
+
 def test_a_rank_too_high_for_the_budget_is_said(tmp_path, codes):
     with pytest.raises(CheckpointError, match="of rank 3 needs"):
         make_low_rank(make_generator(), codes, tmp_path, budget_bytes=12_000)

@@ -232,6 +232,16 @@ class TestWrongFiles:
         with pytest.raises(CheckpointError, match="holds no DualStyleGAN"):
             checkpoints.save(Checkpoint(generator=generator), tmp_path / "a.pt", format="dualstylegan")
 
+    def test_what_the_originals_do_not_know(self, tmp_path: Path) -> None:
+        made = make_dual()
+        fine = DualGenerator.around(made.generator, structure_rows=5, fine_blocks=2)
+        with pytest.raises(CheckpointError, match="2 residual blocks beyond its structure rows"):
+            checkpoints.save(Checkpoint(dual=fine), tmp_path / "a.pt", format="dualstylegan")
+        checkpoints.save(Checkpoint(dual=fine), tmp_path / "a.safetensors")
+        again = checkpoints.load(tmp_path / "a.safetensors").dual
+        assert again is not None
+        assert again.state_dict().keys() == fine.state_dict().keys()
+
     def test_native_codes_without_names(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file
 

@@ -73,6 +73,33 @@ def test_picture_is_blocks_and_blended_codes(dual: DualGenerator) -> None:
     torch.testing.assert_close(dual(intrinsic, extrinsic, weights.tolist()), expected, atol=1e-6, rtol=1e-6)
 
 
+def test_fine_blocks_follow_the_last_structure_row() -> None:
+    channels = {4 << j: 4 for j in range(5)}
+    dual = DualGenerator(
+        resolution=64, channels=channels, z_dim=8, w_dim=8, mapping_depth=1, fine_blocks=2
+    ).double()
+    assert dual.config()["fine_blocks"] == len(dual.fine) == 2
+    for block in dual.fine:
+        block.conv1.weight.data.mul_(100)
+    intrinsic, extrinsic = codes(dual, 2)
+    weights = torch.linspace(0.1, 1.2, dual.num_rows)
+    last = dual.structure_rows - 1
+
+    def add(layer: int, x: Tensor) -> Tensor:
+        row, blocks = min(layer, last), [*dual.structure, *dual.fine]
+        return x + weights[row].double() * blocks[layer](x, dual.style(extrinsic[:, row]))
+
+    w_plus = dual.stylize_codes(intrinsic, extrinsic, weights)
+    expected = dual.generator.synthesis(w_plus, edit=add)
+    torch.testing.assert_close(dual(intrinsic, extrinsic, weights), expected)
+    weights[last] = 0  # without the last structure row there is nothing that they could follow
+    without = DualGenerator.around(dual.generator).double()
+    without.load_state_dict({k: v for k, v in dual.state_dict().items() if not k.startswith("fine.")})
+    assert torch.equal(dual(intrinsic, extrinsic, weights), without(intrinsic, extrinsic, weights))
+    with pytest.raises(ShapeError, match="fine_blocks is 3, expected 0 to 2: 64 px have 9 layers, 7 of them"):
+        DualGenerator(**{**dual.config(), "fine_blocks": 3})
+
+
 def test_weights_of_each_image_are_its_own(dual: DualGenerator) -> None:
     intrinsic, extrinsic = codes(dual, 2)
     weights = torch.rand(2, dual.num_rows)

@@ -208,6 +208,31 @@ def test_style_transfer_comes_nearer_to_the_portraits(folder, tmp_path):
     assert {"adversarial", "contextual", "matching", "identity", "loss_d"} <= set(found[0])
 
 
+def test_the_frechet_distance_pulls_faces_to_the_look_of_all_pictures(folder, tmp_path):
+    others = ("adversarial", "contextual", "matching", "identity", "residual", "perceptual")
+    weights = {f"style_{name}": 0.0 for name in others}
+    training = make_training(folder, tmp_path / "out", lr=0.003, batch_size=4, style_frechet=30.0, **weights)
+    dual, average, judge = make_players(training)
+    stage = StyleStage(training.setting, dual, average, judge, codes=start_codes(training.setting), key="")
+    faces = stage.draw_faces(64, StepRandom(1, 1, 0, CPU))
+    styles = training.setting.base.map_z_plus(stage.codes["extrinsic"][torch.arange(64) % 4])
+    real = stage.summaries(training.setting.pictures.pixels.float() / 127.5 - 1)
+
+    def distance() -> float:
+        """Return how far mean small pictures of other faces are from those of the portraits."""
+        with torch.no_grad():
+            painted = stage.summaries(dual(faces, styles))[-1]
+        return float((painted.mean(0) - real[-1].mean(0)).norm())
+
+    before = distance()
+    records = play_steps(stage, 50)
+    assert set(records[-1]) == {"loss", "frechet"}  # without a weight nobody judges
+    assert np.mean([record["frechet"] for record in records[-10:]]) < 0.5 * records[0]["frechet"]
+    assert distance() < 0.9 * before
+    with pytest.raises(OptionError, match="the style stage has no loss"):
+        make_training(folder, tmp_path / "none", **weights)
+
+
 def test_residual_weight_keeps_the_blocks_small(folder, tmp_path):
     sizes = {}
     for weight in (0.0, 1.0):
@@ -286,7 +311,7 @@ def test_all_stages_in_order_and_the_model(folder, tmp_path, table):
 
 def test_killed_and_resumed_is_the_same(folder, tmp_path, styled):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert make_training(folder, whole, tuned=styled).run()
+    assert make_training(folder, whole, tuned=styled, style_frechet=1.0).run()
 
     class Killed(Exception):
         pass
@@ -303,7 +328,7 @@ def test_killed_and_resumed_is_the_same(folder, tmp_path, styled):
     kills = 0
     while True:
         # The state is saved after every step, so that a kill loses at most the step that it hits.
-        training = make_training(folder, parts, tuned=styled, save_seconds=1.0)
+        training = make_training(folder, parts, tuned=styled, style_frechet=1.0, save_seconds=1.0)
         training.clock.save_s = 0.0
         try:
             training.run(on_step=kill_at(1))

@@ -214,6 +214,11 @@ def save(checkpoint: Checkpoint, path: PathLike, *, overwrite: bool = False) -> 
             f"there is nothing to write to {path}: the checkpoint holds no DualStyleGAN; "
             "plain generators are written as rosinality .pt or .safetensors"
         )
+    if len(checkpoint.dual.fine):
+        raise CheckpointError(
+            f"{path}: the model has {len(checkpoint.dual.fine)} residual blocks beyond its structure rows (fine_blocks), "
+            "which the original programs do not know; write it as .safetensors"
+        )
     beside = [path.with_name(CODE_FILES[kind]) for kind in checkpoint.codes if kind in CODE_FILES]
     beside += [path.with_name(SAMPLER_FILE)] if checkpoint.sampler is not None else []
     taken = [file.name for file in beside if file.exists()]

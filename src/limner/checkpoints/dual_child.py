@@ -124,7 +124,7 @@ def weight_gains(dual: DualGenerator) -> dict[str, float]:
         part, _, rest = name.partition(".")
         if part == "style":
             found[name] = float(getattr(dual.style.layers[int(rest.split(".")[1])], "lr_multiplier"))  # noqa: B009
-        elif part == "structure" and rest.endswith("affine.weight"):
+        elif part in ("structure", "fine") and rest.endswith("affine.weight"):
             found[name] = math.sqrt(value.shape[1])
         elif part != "generator":
             found[name] = 1.0

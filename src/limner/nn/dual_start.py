@@ -45,7 +45,7 @@ def start_extrinsic(dual: DualGenerator, *, seed: int = 0) -> None:
         else:
             parameter.copy_(noise * INITIAL_NOISE)
     for name, parameter in dual.named_parameters():
-        if name.startswith("structure.") and name.endswith("affine.bias"):
+        if name.startswith(("structure.", "fine.")) and name.endswith("affine.bias"):
             parameter[: len(parameter) // 2] = 1.0
             parameter[len(parameter) // 2 :] = 0.0
         elif parameter.ndim == 1 and not name.startswith("generator."):

@@ -102,9 +102,13 @@ class DualGenerator(nn.Module):
             None for all layers up to `STRUCTURE_PX`.
         rank: of the weights of residual blocks and colour layers, which are then products of thin ones; None for whole
             ones, as published.
+        fine_blocks: so many further layers have a residual block, too, which follows code and weight of the last
+            structure row: outlines and flat shades need more than new codes where a small generator has no row to spare.
+            0 as published.
 
     Raises:
-        ShapeError: more ``structure_rows`` than layers, or none; a ``rank`` below 1.
+        ShapeError: more ``structure_rows`` than layers, or none; more ``fine_blocks`` than layers are left; a ``rank``
+            below 1.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class DualGenerator(nn.Module):
         style_depth: int = 2,
         structure_rows: int | None = None,
         rank: int | None = None,
+        fine_blocks: int = 0,
     ):
         super().__init__()
         if rank is not None and rank < 1:
@@ -138,11 +143,19 @@ class DualGenerator(nn.Module):
             structure_rows = sum(1 if size == 4 else 2 for size in table if size <= STRUCTURE_PX)
         if not 1 <= structure_rows <= layers:
             raise ShapeError(f"structure_rows is {structure_rows}, expected 1 to {layers} at {resolution} px")
+        if not 0 <= fine_blocks <= layers - structure_rows:
+            raise ShapeError(
+                f"fine_blocks is {fine_blocks}, expected 0 to {layers - structure_rows}: {resolution} px have "
+                f"{layers} layers, {structure_rows} of them with a block already"
+            )
         self.style = MappingNetwork(z_dim=w_dim, w_dim=w_dim, depth=style_depth)
         # Layer 2j - 1 and 2j have 4 * 2**j px.
-        self.structure = nn.ModuleList(
-            ModResBlock(table[4 << (row + 1) // 2], w_dim=w_dim, rank=rank) for row in range(structure_rows)
-        )
+        blocks = [
+            ModResBlock(table[4 << (layer + 1) // 2], w_dim=w_dim, rank=rank)
+            for layer in range(structure_rows + fine_blocks)
+        ]
+        self.structure = nn.ModuleList(blocks[:structure_rows])
+        self.fine = nn.ModuleList(blocks[structure_rows:])
         rows = self.generator.num_rows - len(self.structure)
         self.color = nn.ModuleList(
             LowRankLinear(w_dim, w_dim, rank=rank, identity=True) if rank else EqualLinear(w_dim, w_dim)
@@ -159,6 +172,8 @@ class DualGenerator(nn.Module):
         self._extra: dict[str, Any] = {"style_depth": style_depth, "structure_rows": structure_rows}
         if rank:
             self._extra["rank"] = rank
+        if fine_blocks:
+            self._extra["fine_blocks"] = fine_blocks
 
     @classmethod
     def around(
@@ -168,6 +183,7 @@ class DualGenerator(nn.Module):
         style_depth: int = 2,
         structure_rows: int | None = None,
         rank: int | None = None,
+        fine_blocks: int = 0,
     ) -> DualGenerator:
         """Return a dual generator whose intrinsic part has copies of a generator's weights, the rest being initial.
 
@@ -177,7 +193,13 @@ class DualGenerator(nn.Module):
         config = generator.config()
         if config.pop("label_dim"):
             raise ShapeError("a class-conditional generator cannot be the intrinsic part of a DualStyleGAN")
-        dual = cls(**config, style_depth=style_depth, structure_rows=structure_rows, rank=rank)
+        dual = cls(
+            **config,
+            style_depth=style_depth,
+            structure_rows=structure_rows,
+            rank=rank,
+            fine_blocks=fine_blocks,
+        )
         dual.generator.load_state_dict(generator.state_dict())
         return dual.to(generator.w_avg.device)
 
@@ -300,12 +322,14 @@ class DualGenerator(nn.Module):
         if not used:
             return edit
         codes = self.style(extrinsic[:, used].flatten(0, 1)).unflatten(0, (-1, len(used)))  # (B, used, w_dim)
-        shares = weights.to(extrinsic)
+        shares, last = weights.to(extrinsic), self.structure_rows - 1
 
         def apply(layer: int, x: Tensor) -> Tensor:
-            if layer in used:
-                change = self.structure[layer](x, codes[:, used.index(layer)].expand(len(x), -1))
-                share = shares[..., layer].to(x.dtype).view(-1, 1, 1, 1)
+            row = min(layer, last) if layer < self.structure_rows + len(self.fine) else None
+            if row in used:
+                block = self.structure[layer] if layer <= last else self.fine[layer - self.structure_rows]
+                change = block(x, codes[:, used.index(row)].expand(len(x), -1))
+                share = shares[..., row].to(x.dtype).view(-1, 1, 1, 1)
                 x = torch.addcmul(x, change, share)
             return x if edit is None else edit(layer, x)
 

@@ -83,6 +83,20 @@ class Runtime:
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
+    @torch.no_grad()
+    def average_buffers(self, module: nn.Module) -> None:
+        """Replace what a network's normalisations have measured by its mean over all processes."""
+        if self.world == 1:
+            return
+        buffers = [x for x in module.buffers() if x.is_floating_point()]
+        flat = self.mean(torch.cat([x.flatten() for x in buffers]))
+        for buffer, part in zip(buffers, flat.split([x.numel() for x in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Return the tensors (B, ...) of all processes one behind the other, (world * B, ...); no gradient comes back."""
+        return value if self.world == 1 else self._fabric.all_gather(value.detach()).flatten(0, 1)
+
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
         return value if self.world == 1 else self._fabric.all_reduce(value, reduce_op="mean")
@@ -146,7 +160,8 @@ def update_average(
     if ramp:
         half = min(half, images * ramp)
     share = 1 - 0.5 ** (batch / max(half, 1e-8))
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), share)
+    if mine := list(average.parameters()):
+        torch._foreach_lerp_(mine, list(module.parameters()), share)
     for old, new in zip(average.buffers(), module.buffers(), strict=True):
         old.copy_(new)
 

@@ -47,6 +47,9 @@ class DualTrainOptions(RunOptions):
     rank: int = knob(0, lo=0, hi=512)
     """Rank of the weights of residual blocks and colour layers: less makes a smaller and faster model (24: 1.2 MB at 128 px);
     0 for whole weights, as published."""
+    fine_blocks: int = knob(0, lo=0, hi=16)
+    """So many layers beyond 32 px have a residual block, too, which follows the structure: outlines and flat shades for a
+    small generator (4 at 128 px); 0 as published."""
     init: str = knob("")
     """DualStyleGAN to start the extrinsic path from, also one of an earlier base: a model of this command or a bundled
     file; empty to start anew."""
@@ -148,6 +151,9 @@ class DualTrainOptions(RunOptions):
     """Weight of the distance of mean features from the exemplar's."""
     style_identity: float = knob(1.0, lo=0, hi=1e6)
     """Weight of the identity distance from the same face without style; published 1, caricatures 4."""
+    style_frechet: float = knob(0.0, lo=0, hi=1e6)
+    """Weight of the Fréchet distance of painted faces from all pictures: they are pulled as a whole to the look of the
+    pictures, which needs no discriminator."""
     style_residual: float = knob(0.015, lo=0, hi=1e6)
     """Weight of the residual blocks' size: smaller bends shapes more; published 0.015, caricatures 0.005."""
     style_jitter: float = knob(0.1, lo=0, hi=10)
@@ -188,8 +194,21 @@ class DualTrainOptions(RunOptions):
         super().__post_init__()
         if self.structure_short * 2 >= 1:
             raise OptionError(f"structure_short is {self.structure_short}, expected less than 0.5")
+        if not any(getattr(self, name) for name in STYLE_LOSSES):
+            raise OptionError(
+                f"the style stage has no loss: all of {', '.join(STYLE_LOSSES)} are 0; give one a weight"
+            )
 
 
+STYLE_LOSSES = (
+    "style_adversarial",
+    "style_contextual",
+    "style_matching",
+    "style_identity",
+    "style_residual",
+    "style_frechet",
+)
+"""What every step of the style stage can have; the perceptual distance is of paired steps alone."""
 SCALED = (
     "tune_kimg",
     "destylize_code_steps",
@@ -223,7 +242,16 @@ PLAYED = {
     "augment_p",
     "ema_kimg",
 }
-PLAYED |= {"ema_rampup", "feature_resolution", "source_select", "mirror", "rank", "init", "warmup"}
+PLAYED |= {
+    "ema_rampup",
+    "feature_resolution",
+    "source_select",
+    "mirror",
+    "rank",
+    "fine_blocks",
+    "init",
+    "warmup",
+}
 PLAYERS = ("structure", "style")
 TUNED_WITH = {"discriminator", "augment_p", "mirror", "feature_resolution", "r1_gamma", "d_reg_interval"}
 LENGTHS = {"tune_kimg", "style_kimg", "sampler_epochs"}

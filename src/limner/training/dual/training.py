@@ -203,10 +203,16 @@ class DualTraining:
             on_step=on_step,
         )
 
-    def start_model(self) -> DualGenerator:
-        """Return the model before any training: colour transfer by initialisation."""
-        options = self.options
-        dual = DualGenerator.around(self.setting.base, rank=options.rank or None)
+    def start_model(self, options: DualTrainOptions | None = None) -> DualGenerator:
+        """Return the model before any training: colour transfer by initialisation.
+
+        Args:
+            options: None for those of the command.
+        """
+        options = options or self.options
+        dual = DualGenerator.around(
+            self.setting.base, rank=options.rank or None, fine_blocks=options.fine_blocks
+        )
         start_extrinsic(dual, seed=options.seed)
         if options.init:
             warm_start(dual, options.init)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner import media
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.low_rank import LowRankConv2d, LowRankLinear
 from limner.nn.precision import full_precision
+from limner.nn.transport import FrechetPull, summaries
 from limner.training.data import PictureSet
 from limner.training.dual.adversary import Adversary
 from limner.training.dual.eyes import PUBLISHED_STYLE
@@ -27,11 +28,13 @@ from limner.training.dual.pairs import ENCODER_STEPS, Setting
 from limner.training.dual.stage import Stage
 from limner.training.run import StepRandom, update_average
 
-EXTRINSIC = ("style", "structure", "color")
+EXTRINSIC = ("style", "structure", "fine", "color")
 LOW_RANK = (LowRankConv2d, LowRankLinear)
 COLOR_ROW = 8
 """Rows from here on of a portrait's face are drawn anew: their colours do not matter."""
 SHOWN = 6
+PULL_POPULATION, MEASURED_BATCH = 2000, 16
+"""Painted faces over which statistics for the Fréchet distance run, about; images that are measured at a time."""
 
 
 def copy_for_average(dual: DualGenerator) -> DualGenerator:
@@ -239,12 +242,51 @@ class StyleStage(TransferStage):
     def __init__(self, setting: Setting, *others: Any, codes: dict[str, Tensor], key: str):
         super().__init__(setting, *others, kimg=setting.options.style_kimg, key=key)
         self.codes = codes
+        self.pull: FrechetPull | None = None
+        if setting.options.style_frechet:
+            with torch.no_grad():
+                image = setting.portraits([0])
+                widths = [vectors.shape[1] for vectors in self.summaries(image)]
+            self.pull = FrechetPull(widths=widths, population=PULL_POPULATION).to(setting.runtime.device)
+
+    def summaries(self, image: Tensor, maps: list[Tensor] | None = None) -> list[Tensor]:
+        """Return what the Fréchet distance is taken of, of images (B, 3, R, R)."""
+        return summaries(self.setting.eyes.look(image) if maps is None else maps, image)
+
+    @torch.no_grad()
+    def measure_pictures(self, random: StepRandom) -> None:
+        """Measure all pictures for the Fréchet distance, and the painted faces that it begins with."""
+        pull, pictures, size = self.pull, self.setting.pictures, MEASURED_BATCH
+        if pull is None or pull.ready:
+            return
+        real: list[list[Tensor]] = []
+        for part in pictures.pixels.split(size):
+            image = part.to(self.setting.runtime.device).float() / 127.5 - 1
+            real.append(self.summaries(image))
+            if self.setting.options.mirror:
+                real.append(self.summaries(image.flip(3)))
+        pull.set_real([torch.cat(parts) for parts in zip(*real, strict=True)])
+        for _ in range(0, PULL_POPULATION // 4, size):
+            chosen = torch.randint(len(self.setting.chosen), (size,), generator=random.cpu)
+            styles = self.setting.base.map_z_plus(self.codes["extrinsic"][chosen])
+            pull.observe(self.summaries(self.dual(self.draw_faces(size, random), styles).float()))
+
+    def state(self) -> dict[str, Any]:
+        """Add what the Fréchet distance knows."""
+        return super().state() | ({"pull": self.pull.state_dict()} if self.pull else {})
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take it back too."""
+        super().load_state(state)
+        if self.pull:
+            self.pull.load_state_dict(state["pull"])
 
     def losses(
         self, step: int, random: StepRandom
     ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, float]]:
         """Be like the portraits: as a domain, in style, and, for its own face, like the portrait itself."""
         options, base, size = self.setting.options, self.setting.base, self.images_per_step
+        self.measure_pictures(random)
         eyes, paired = self.setting.eyes, (step - 1) % options.style_pair_interval == 0
         chosen = torch.randint(len(self.setting.chosen), (size,), generator=random.cpu)
         exemplars = self.setting.portraits(chosen)
@@ -263,15 +305,21 @@ class StyleStage(TransferStage):
             )
             wanted = eyes.look(exemplars)
         fake = self.dual(intrinsic, extrinsic).float()
-        own, record = self.adversary.judge(fake, real, random, step)
         maps = eyes.look(fake)
-        terms = {
-            "adversarial": (options.style_adversarial * self.warmth(step), own),
+        terms: dict[str, tuple[float, Tensor]] = {
             "contextual": (options.style_contextual, eyes.contextual(maps, wanted).mean()),
             "matching": (options.style_matching, eyes.matching(maps, wanted).mean()),
             "identity": (options.style_identity, eyes.identity(fake, plain).mean()),
             "residual": (options.style_residual, residual_size(self.dual)),
         }
+        record: dict[str, float] = {}
+        if options.style_adversarial:
+            own, record = self.adversary.judge(fake, real, random, step)
+            terms["adversarial"] = options.style_adversarial * self.warmth(step), own
+        if self.pull:
+            vectors = self.summaries(fake, maps)
+            self.pull.observe([x.detach() for x in vectors])
+            terms["frechet"] = options.style_frechet, self.pull(vectors)
         if paired:
             near = eyes.compare(maps, wanted, fake, exemplars, PUBLISHED_STYLE).mean()
             terms["perceptual"] = (options.style_perceptual, near)
@@ -296,9 +344,8 @@ class StyleStage(TransferStage):
 @full_precision
 def residual_size(dual: DualGenerator) -> Tensor:
     """Return the sum of the norms of the residual blocks' parameters; a weight of low rank counts as the product."""
-    sizes = [block.size() for block in dual.structure.modules() if isinstance(block, LOW_RANK)]
-    products = {
-        id(p) for m in dual.structure.modules() if isinstance(m, LOW_RANK) for p in (m.reduce, m.expand)
-    }
-    sizes += [parameter.norm() for parameter in dual.structure.parameters() if id(parameter) not in products]
+    blocks = nn.ModuleList([dual.structure, dual.fine])
+    sizes = [block.size() for block in blocks.modules() if isinstance(block, LOW_RANK)]
+    products = {id(p) for m in blocks.modules() if isinstance(m, LOW_RANK) for p in (m.reduce, m.expand)}
+    sizes += [parameter.norm() for parameter in blocks.parameters() if id(parameter) not in products]
     return torch.stack(sizes).sum()
