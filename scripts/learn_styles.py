@@ -22,6 +22,10 @@ from limner.options import read_recipe
 from limner.stylization import Style, load_style
 
 RECIPES = Path("recipes/styles")
+RECIPE = (
+    "python scripts/learn_styles.py {name} --more DIR (recipes/styles/{name}.yaml with more pictures), after "
+    "scripts/style_pictures.py ../shared/data --select {first}-{last} --out DIR"
+)
 CARD = """# {name} - a style for {base}
 
 | | |
@@ -29,13 +33,13 @@ CARD = """# {name} - a style for {base}
 | file | `{name}.limner`, {megabytes:.2f} MB (the change of the base's weights, packed; {before:.1f} MB as float32) |
 | kind | style; `limner stylize PHOTO --style {name}`, or `limner.load_style` |
 | base | `{base}`, digest `{digest}` |
-| method | {method}, {steps} steps, {pictures} style picture(s) |
+| method | {method}, {steps} steps, {number} |
 | source | {source} |
 | licence | {licence} |
-| recipe | `{recipe}` |
+| recipe | {recipe} |
 
 Measured when it was made: loss {first:.3f} at the first step, {last:.3f} at the last; {seconds:.0f} s, of which
-{embedding:.0f} s went into the picture's code. Packing changes random faces in
+{embedding:.0f} s went into {codes}. Packing changes random faces in
 this style by {error:.4f} (root mean square, pixels from -1 to 1) where the style itself changes them by {change:.4f}.
 
 Limits: it was learned from {what} and inherits the resolution and the variety of its base; glasses, hats and hands do
@@ -46,6 +50,8 @@ not survive.
 def write_card(style: Style, file: Path) -> None:
     """Write the card beside a style."""
     about, lost = style.provenance, style.compression
+    count = about["pictures"]
+    motif = "synthetic head" if "synthetic head" in about["source"] else "drawing"
     card = CARD.format(
         name=file.stem,
         base=about["base"],
@@ -54,11 +60,12 @@ def write_card(style: Style, file: Path) -> None:
         digest=style.base[:16],
         method=style.method,
         steps=style.options["steps"],
-        pictures=about["pictures"],
-        what="a synthetic head" if "synthetic head" in about["source"] else "a single drawing",
+        number=f"{count} style pictures" if count > 1 else "one style picture",
+        codes="the pictures' codes" if count > 1 else "the picture's code",
+        what=f"{count} {motif}s" if count > 1 else f"a single {motif}",
         source=about["source"],
         licence=style.licence,
-        recipe=about["recipe"],
+        recipe=about["recipe"] if "(" in about["recipe"] else f"`{about['recipe']}`",
         first=about["first_loss"],
         last=about["last_loss"],
         seconds=about["learn_seconds"] + about["embed_seconds"],
@@ -77,7 +84,12 @@ def words_for_more(recipe: dict[str, Any], folder: Path, name: str) -> list[str]
     sources = [folder / "photo" / path.name for path in pictures]
     source = f"{recipe['source']}, and {len(pictures)} more of the same look (scenes {pictures[0].stem} to {pictures[-1].stem})"
     together = ",".join([*recipe["sources"], *map(str, sources)])
-    return [*recipe["pictures"], *map(str, pictures), "--sources", together, "--source", source]
+    words = [*recipe["pictures"], *map(str, pictures), "--sources", together, "--source", source]
+    return [
+        *words,
+        "--recipe",
+        RECIPE.format(name=name, first=int(pictures[0].stem), last=int(pictures[-1].stem)),
+    ]
 
 
 def main() -> int:

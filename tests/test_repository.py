@@ -17,6 +17,7 @@ import pytest
 from limner import zoo
 from limner.app import cli
 from limner.options import from_mapping, read_recipe
+from limner.stylization import load_style
 
 ROOT = Path(__file__).parent.parent
 MB = 1_000_000
@@ -89,6 +90,17 @@ def test_every_bundled_file_has_an_entry_and_a_card(file):
     text = file.with_suffix(".md").read_text(encoding="utf-8")
     assert len(text) > 200
     assert re.search("licen[cs]e", text, re.IGNORECASE)
+
+
+def test_cards_of_styles_tell_how_many_pictures_they_were_learned_from():
+    """A recipe in recipes/styles has one picture; a style of more of them needs the words that add the others."""
+    learned = [card for card in zoo.bundled().values() if card.recipe.startswith(("limner learn", "python"))]
+    assert len(learned) >= 8
+    for card in learned:
+        count = load_style(card.path).provenance["pictures"]
+        text = card.path.with_suffix(".md").read_text(encoding="utf-8")
+        assert ("--more" in text) == (count > 1), card.name
+        assert (f"{count} style pictures" if count > 1 else "one style picture") in text, card.name
 
 
 def test_index_is_up_to_date():
