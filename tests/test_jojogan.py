@@ -11,15 +11,9 @@ from torch import Tensor
 
 from limner.errors import DivergedError, OptionError, ShapeError
 from limner.nn.stylegan2 import Discriminator, Generator
-from limner.stylization.jojogan import (
-    JojoganTraining,
-    compared_stages,
-    feature_distances,
-    learn,
-    mix_codes,
-    mixed_rows,
-    row_weights,
-)
+from limner.stylization.choices import compared_stages, row_weights
+from limner.stylization.codes import mixed_rows
+from limner.stylization.jojogan import JojoganTraining, feature_distances, learn, mix_codes
 from limner.stylization.options import JojoganOptions
 from limner.stylization.style import Style
 

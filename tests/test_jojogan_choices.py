@@ -14,11 +14,12 @@ from torch import Tensor
 from limner import checkpoints
 from limner.app.commands.style import export
 from limner.errors import KeyMismatchError, OptionError
-from limner.latent import Latent, render
+from limner.latent import Latent, LayerMask, render
+from limner.nn import deltas
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.pipeline import Models
 from limner.stylization.codes import follow_mask, virtual_codes
-from limner.stylization.jojogan import JojoganTraining, LearningStep, has_settled, learn
+from limner.stylization.jojogan import JojoganTraining, LearningStep, clip_softly, has_settled, learn
 from limner.stylization.merging import merge
 from limner.stylization.options import JojoganOptions, StyleOptions
 from limner.stylization.style import Style, load_style, paint, save_style
@@ -291,8 +292,6 @@ def style(generator: Generator) -> Style:
 
 def learn_free(generator: Generator) -> Style:
     """Return an empty style of a generator."""
-    from limner.nn import deltas
-
     return Style(delta={}, base=deltas.digest(generator), method="test", options={})
 
 
@@ -402,3 +401,36 @@ def test_as_many_per_step_as_there_are_is_all_of_them(
         for count in (0, 2)
     )
     assert every.provenance["last_loss"] == two.provenance["last_loss"]
+
+
+def test_only_the_masked_layers_learn(
+    generator: Generator, discriminator: Discriminator, pictures: dict
+) -> None:
+    """The others keep the base's weights bit for bit, and a mask that leaves nothing is refused."""
+    training = start(generator, discriminator, pictures, learn_layers="16px-")
+    training.step(torch.randn(2, W_DIM), "constant")
+    changed = {
+        name
+        for name, p in training.generator.named_parameters()
+        if not torch.equal(p, generator.get_parameter(name))
+    }
+    kept = LayerMask("16px-").styles(generator)
+    assert changed
+    assert all(kept[deltas.style_vector(name)] for name in changed)  # type: ignore[index]
+    with pytest.raises(OptionError, match="leaves nothing to learn"):
+        start(generator, discriminator, pictures, learn_layers="16px-=0")
+
+
+def test_what_overshoots_is_compared_as_it_is_shown(
+    generator: Generator, discriminator: Discriminator, pictures: dict
+) -> None:
+    """Beyond black and white an error counts a twentieth; within, clipping changes nothing."""
+    plain, clipped = (
+        start(generator, discriminator, pictures, overshoot=on, loss="lpips") for on in (False, True)
+    )
+    within = pictures["images"] * 0.9
+    torch.testing.assert_close(clipped.loss(within), plain.loss(within))
+    beyond = torch.where(pictures["images"] > 0, 1.0, -1.0) * 1.8
+    shown = beyond / 1.8
+    assert plain.loss(beyond) > clipped.loss(beyond) > clipped.loss(shown)
+    torch.testing.assert_close(clip_softly(beyond), shown * 1.04)

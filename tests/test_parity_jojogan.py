@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from limner.nn.stylegan2 import Discriminator, Generator
-from limner.stylization.jojogan import JojoganTraining, frozen, mix_codes, mixed_rows, row_weights
+from limner.stylization.choices import row_weights
+from limner.stylization.codes import mixed_rows
+from limner.stylization.jojogan import JojoganTraining, frozen, mix_codes
 from limner.stylization.options import JojoganOptions
 
 FOLDER = Path(os.environ.get("LIMNER_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))

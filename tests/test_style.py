@@ -17,6 +17,7 @@ from limner.latent import Latent, render
 from limner.nn import deltas
 from limner.nn.packing import pack, unpack
 from limner.nn.stylegan2 import Generator
+from limner.stylization.merging import merge
 from limner.stylization.options import StyleOptions
 from limner.stylization.style import (
     Style,
@@ -280,3 +281,23 @@ def test_pulling_touches_only_mixed_rows(generator: Generator, style: Style, lat
     assert pull_to_mean(generator, mixed, latent, 0.0) is latent
     in_s = latent.to_space("s", generator)
     assert pull_to_mean(generator, mixed, in_s, 1.0) is in_s
+
+
+def test_a_style_brings_its_own_pull(
+    generator: Generator, style: Style, latent: Latent, tmp_path: Path
+) -> None:
+    """What the file says counts where nothing is asked for; merged styles take their mean, by weight."""
+    mixed = {"row_weights": [0.0] * 4 + [1.0] * (generator.num_rows - 4)}
+    pulled = dataclasses.replace(style, options=mixed | {"pull": 1.0})
+    usual = dataclasses.replace(style, options=mixed)
+    assert (pulled.pull, usual.pull) == (1.0, 0.4)
+    save_style(pulled, tmp_path / "own.limner", generator)
+    assert load_style(tmp_path / "own.limner").pull == 1.0
+    for one in (pulled, usual):
+        asked = paint(generator, one, latent, StyleOptions(pull=one.pull))
+        torch.testing.assert_close(paint(generator, one, latent, StyleOptions()), asked, rtol=0, atol=0)
+    assert not torch.equal(
+        paint(generator, pulled, latent, StyleOptions()), paint(generator, usual, latent, StyleOptions())
+    )
+    unmixed = dataclasses.replace(style, options={"pull": 0.0})
+    assert merge([pulled, usual, unmixed], [1.0, 0.5, 3.0]).pull == pytest.approx(0.8)

@@ -119,6 +119,9 @@ class LearnOptions(JojoganOptions):
     """steps of the search for the pictures' codes"""
     closeness: float = knob(0.01, lo=0.0, hi=10.0)
     """how strongly the pictures' codes are kept near faces that the generator knows; drawings need some"""
+    pull: float = knob(0.4, lo=0.0, hi=1.0, step=0.05)
+    """what limner stylize takes for its option of that name where none is given: 1 for looks that need no colour and no
+    shade of the photo, such as ink"""
     keep_codes: bool = knob(True)
     """keep the pictures' codes in the style file, for --resume; without them it holds more of the style, and going on
     searches them anew"""

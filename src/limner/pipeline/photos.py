@@ -25,8 +25,9 @@ from limner.options import to_mapping
 from limner.pipeline.models import TRUNK, Models
 from limner.pipeline.options import LearnOptions, PhotoOptions, StylizeOptions
 from limner.stylization.blend_style import METHOD as BLEND
+from limner.stylization.choices import check_choices
 from limner.stylization.dual import DualStyle
-from limner.stylization.jojogan import LearningStep, check_choices, learn
+from limner.stylization.jojogan import LearningStep, learn
 from limner.stylization.options import StyleOptions
 from limner.stylization.style import Style, paint
 

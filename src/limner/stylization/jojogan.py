@@ -21,19 +21,30 @@ import torch
 from torch import Tensor, nn
 
 from limner import losses as distances
-from limner.errors import DivergedError, OptionError, ShapeError
+from limner.errors import DivergedError
 from limner.latent import Latent, LayerMask, render
 from limner.nn.stylegan2 import Discriminator, Generator, Noise
 from limner.options import to_mapping
-from limner.stylization.codes import follow_mask, mixed_rows, virtual_codes
+from limner.stylization.choices import (
+    SMALL_PX,
+    Distance,
+    Trunk,
+    check_distances,
+    check_shapes,
+    learning_parameters,
+    picture_shares,
+    resolve_stages,
+    row_weights,
+    stage_shares,
+    style_weights,
+)
+from limner.stylization.codes import virtual_codes
 from limner.stylization.options import JojoganOptions
 from limner.stylization.style import Style, style_between
 
-PUBLISHED_STAGES = (1, 3, 4, 5)
-SMALL_PX = 256
-"""Below this size the published rows, stages and loss have counterparts of our own."""
 SMALL_PERCEPTUAL = 4.0
 PATIENCE_WINDOW, PATIENCE_GAIN = 10, 0.01
+BEYOND = 0.05
 STRANGER_PSI = 0.7
 """Truncation of the random faces that the texture distance looks at."""
 
@@ -52,17 +63,8 @@ class LearningStep:
     """The generator as tuned so far, averaged if asked for; it goes on changing."""
 
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-Trunk = Callable[[Tensor], Sequence[Tensor]]
 OnStep = Callable[[LearningStep], bool | None]
 """Told of every step; where it returns True, learning stops and what has been learned is kept."""
-
-
-def compared_stages(resolution: int) -> tuple[int, ...]:
-    """Return the discriminator stages that are compared when none are given: published ones, or those of 8 px and up."""
-    if resolution >= SMALL_PX:
-        return PUBLISHED_STAGES
-    return tuple(range(int(math.log2(resolution)) - 2))
 
 
 def mix_codes(w_plus: Tensor, w_random: Tensor, row_weights: Tensor) -> Tensor:
@@ -77,6 +79,12 @@ def mix_codes(w_plus: Tensor, w_random: Tensor, row_weights: Tensor) -> Tensor:
         (N, L, w_dim).
     """
     return torch.lerp(w_plus, w_random[:, None].to(w_plus), row_weights.to(w_plus)[:, None])
+
+
+def clip_softly(image: Tensor) -> Tensor:
+    """Return an image with what lies beyond [-1, 1] taken back to `BEYOND` of it, so that its gradients do not vanish."""
+    shown = image.clamp(-1, 1)
+    return torch.lerp(shown, image, BEYOND)
 
 
 def feature_distances(
@@ -131,8 +139,8 @@ class JojoganTraining:
         trunk: Trunk | None = None,
         start: Style | None = None,
     ):
-        _check_shapes(generator, discriminator, images, w_plus)
-        _check_distances(options, perceptual, identity, trunk)
+        check_shapes(generator, discriminator, images, w_plus)
+        check_distances(options, perceptual, identity, trunk)
         self.options, self.discriminator, self.base = options, discriminator, generator
         self.trunk, self.perceptual, self.identity = trunk, perceptual, identity
         codes = virtual_codes(generator, w_plus, options.follow, seed=options.seed)
@@ -151,24 +159,23 @@ class JojoganTraining:
             self.perceptual_weight = _chosen(options.perceptual, 0.0) + 1.0
         self.pixel_weight = options.pixels
         self.images = images.detach()
-        self.shares = _picture_shares(options, len(images)).to(images)
+        self.shares = picture_shares(options, len(images)).to(images)
         self.waiting: list[int] = []
         self.picked = torch.arange(len(images), device=images.device).repeat(options.codes)
         if start is not None:
             start.check_base(generator)
         self.generator = _tunable_copy(generator if start is None else start.apply(generator))
+        free = learning_parameters(self.generator, options.learn_layers)
         self.average = _tunable_copy(self.generator) if options.ema else None
         self.number = 0
-        self.optimizer = torch.optim.Adam(
-            self.generator.synthesis.parameters(), lr=options.learning_rate, betas=(0.0, 0.99), eps=1e-8
-        )
+        self.optimizer = torch.optim.Adam(free, lr=options.learning_rate, betas=(0.0, 0.99), eps=1e-8)
         self.stages, self.targets = (), []
         if options.loss != "lpips":
             with torch.no_grad():
                 maps = self._maps(images)
-            self.stages = _resolve_stages(options, discriminator, len(maps))
+            self.stages = resolve_stages(options, discriminator, len(maps))
             self.targets = [maps[stage] for stage in self.stages]
-        self.stage_shares = _stage_shares(options, len(self.stages)).to(images)
+        self.stage_shares = stage_shares(options, len(self.stages)).to(images)
         self.textures: list[Tensor] = []
         if options.texture and trunk is not None:
             with torch.no_grad():
@@ -214,6 +221,7 @@ class JojoganTraining:
     def loss(self, image: Tensor, plain: Tensor | None = None) -> Tensor:
         """Return the loss of painted pictures (B, 3, H, W); ``plain`` are the base's of the same codes."""
         loss = image.new_zeros(())
+        image = clip_softly(image) if self.options.overshoot else image
         pictures, shares = self.images[self.picked], self.shares[self.picked]
         if self.stages:
             loss = (self.distances(image) * self.stage_shares).sum()
@@ -363,26 +371,6 @@ def learn(
     )
 
 
-def check_choices(
-    options: JojoganOptions, generator: Generator, discriminator: Discriminator, pictures: int
-) -> None:
-    """Raise `OptionError` for masks, stages and weights that do not fit, before codes are searched for long.
-
-    Args:
-        options: see `JojoganOptions`.
-        generator: the base.
-        discriminator: of the base.
-        pictures: how many there are.
-    """
-    follow_mask(options.follow, generator).styles(generator)
-    if options.mask != "auto":
-        LayerMask(options.mask).styles(generator)
-    _picture_shares(options, pictures)
-    if options.loss == "discriminator":
-        stages = _resolve_stages(options, discriminator, 1 + len(discriminator.blocks))
-        _stage_shares(options, len(stages))
-
-
 def has_settled(losses: Sequence[float], patience: int) -> bool:
     """Return whether the loss, averaged over `PATIENCE_WINDOW` steps, stopped falling ``patience`` steps ago."""
     if not patience or len(losses) < PATIENCE_WINDOW + patience:
@@ -391,22 +379,6 @@ def has_settled(losses: Sequence[float], patience: int) -> bool:
     means = [(sums[end] - sums[end - PATIENCE_WINDOW]) / PATIENCE_WINDOW
              for end in range(PATIENCE_WINDOW, len(sums))]  # fmt: skip
     return min(means[-patience:]) > (1 - PATIENCE_GAIN) * min(means[:-patience])
-
-
-def row_weights(options: JojoganOptions, generator: Generator) -> Tensor:
-    """Return how far these options mix every row of w+ in this generator, (L,), before ``style_mix``."""
-    if options.mask != "auto":
-        return LayerMask(options.mask).rows(generator)
-    weights = torch.zeros(generator.num_rows)
-    weights[list(mixed_rows(generator.resolution, keep_color=options.keep_color))] = 1.0
-    return weights
-
-
-def style_weights(options: JojoganOptions, generator: Generator) -> Tensor:
-    """Return how far these options mix every S-space vector of this generator, (S,), before ``style_mix``."""
-    if options.mask != "auto":
-        return LayerMask(options.mask).styles(generator)
-    return row_weights(options, generator)[list(generator.synthesis.style_rows)]
 
 
 def _chosen(value: float | None, default: float) -> float:
@@ -426,56 +398,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _resolve_stages(options: JojoganOptions, discriminator: Discriminator, count: int) -> tuple[int, ...]:
-    judge = options.loss == "discriminator"
-    usual = compared_stages(discriminator.resolution) if judge else tuple(range(count))
-    stages = options.feature_layers or usual
-    wrong = [stage for stage in stages if not 0 <= stage < count]
-    if wrong:
-        what = f"the discriminator of {discriminator.resolution} px" if judge else "the trunk"
-        raise OptionError(f"feature_layers has {wrong}, but {what} has stages 0 to {count - 1}")
-    return tuple(stages)
-
-
-def _stage_shares(options: JojoganOptions, stages: int) -> Tensor:
-    """Return the weight of every compared stage; they add up to 1."""
-    weights = torch.tensor(options.feature_weights or [1.0] * stages, dtype=torch.float32)
-    if len(weights) != stages:
-        raise OptionError(f"feature_weights has {len(weights)} numbers for {stages} compared stages")
-    if stages and (weights.min() < 0 or weights.sum() <= 0):
-        raise OptionError(
-            f"feature_weights is {list(options.feature_weights)}, expected 0 or more, not all 0"
-        )
-    return weights / weights.sum() if stages else weights
-
-
-def _picture_shares(options: JojoganOptions, pictures: int) -> Tensor:
-    """Return the weight of every picture; they are 1 on average."""
-    weights = torch.tensor(options.picture_weights or [1.0] * pictures, dtype=torch.float32)
-    if len(weights) != pictures:
-        raise OptionError(f"picture_weights has {len(weights)} numbers for {pictures} style pictures")
-    if weights.min() < 0 or weights.sum() <= 0:
-        raise OptionError(
-            f"picture_weights is {list(options.picture_weights)}, expected 0 or more, not all 0"
-        )
-    return weights / weights.mean()
-
-
-def _check_distances(
-    options: JojoganOptions, perceptual: Distance | None, identity: Distance | None, trunk: Trunk | None
-) -> None:
-    if options.loss == "lpips" and perceptual is None:
-        raise OptionError("the loss lpips needs a perceptual distance; pass `perceptual`")
-    if options.loss == "lpips" and (options.feature_layers or options.feature_weights):
-        raise OptionError("the loss lpips compares no stages; leave out feature_layers and feature_weights")
-    if options.loss == "vgg" and trunk is None:
-        raise OptionError("the loss vgg needs a feature trunk; pass `trunk`")
-    if options.texture and trunk is None:
-        raise OptionError("texture is above 0, but there is no feature trunk; pass `trunk`")
-    if options.identity and identity is None:
-        raise OptionError("identity is above 0, but there is no identity distance; pass `identity`")
-
-
 def _tunable_copy(generator: Generator) -> Generator:
     tuned = copy.deepcopy(generator)
     tuned.mapping.requires_grad_(False)
@@ -487,18 +409,3 @@ def _tunable_copy(generator: Generator) -> Generator:
 def _blend_into(average: nn.Module, current: nn.Module, amount: float) -> None:
     for slow, fast in zip(average.parameters(), current.parameters(), strict=True):
         slow.lerp_(fast, amount)
-
-
-def _check_shapes(generator: Generator, discriminator: Discriminator, images: Tensor, w_plus: Tensor) -> None:
-    side = generator.resolution
-    if discriminator.resolution != side:
-        raise ShapeError(
-            f"the generator makes {side} px images, the discriminator takes {discriminator.resolution} px"
-        )
-    if images.ndim != 4 or images.shape[1:] != (3, side, side) or not len(images):
-        raise ShapeError(f"images has shape {tuple(images.shape)}, expected (N, 3, {side}, {side})")
-    expected = (len(images), generator.num_rows, generator.w_dim)
-    if w_plus.shape != expected:
-        raise ShapeError(
-            f"w_plus has shape {tuple(w_plus.shape)}, expected {expected}: one code per style picture"
-        )

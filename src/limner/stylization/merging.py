@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from limner.errors import KeyMismatchError, OptionError
-from limner.stylization.style import Style
+from limner.stylization.style import USUAL_PULL, Style
 
 METHOD = "merged"
 LAYERS = ("row_weights", "style_weights")
@@ -56,11 +56,21 @@ def merge(
         delta=delta,
         base=styles[0].base,
         method=METHOD,
-        options=_layer_weights(styles, weights),
+        options=_layer_weights(styles, weights) | {"pull": _mean_pull(styles, weights)},
         provenance={"base": styles[0].provenance.get("base", ""), "merged": parts},
         licence="; ".join(licences),
         thumbnail=heaviest.thumbnail,
     )
+
+
+def _mean_pull(styles: Sequence[Style], weights: Sequence[float]) -> float:
+    """Return the pull of the styles that were mixed on any layer, on average."""
+    mixed = [
+        (style.pull, abs(weight)) for style, weight in zip(styles, weights, strict=True)
+        if weight and any(style.options.get(kind) for kind in LAYERS)
+    ]  # fmt: skip
+    total = sum(weight for _, weight in mixed)
+    return round(sum(pull * weight for pull, weight in mixed) / total, 6) if total else USUAL_PULL
 
 
 def _layer_weights(styles: Sequence[Style], weights: Sequence[float]) -> dict[str, Any]:

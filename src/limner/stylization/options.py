@@ -60,6 +60,12 @@ class JojoganOptions(Options):
     perceptual: float | None = knob(None, lo=0.0, hi=100.0)
     """Weight of the perceptual distance beside the discriminator's features; by default 0 from 256 px, as published,
     and 4 below, where the discriminator's features alone leave pictures soft."""
+    overshoot: bool = False
+    """Compare paintings as they are shown, clipped to black and white, so that a style may paint beyond them: lines and
+    solid areas come out harder. For drawings in ink and prints; shaded looks are better without."""
+    learn_layers: str = knob("all")
+    """Layers that learn, as a layer mask (32px-, 7-11.conv); the others keep the base's weights, and with them the
+    shapes of faces."""
     pixels: float = knob(0.0, lo=0.0, hi=100.0)
     """Weight of the mean absolute difference of pixels, which holds colours and blurs lines."""
     codes: int = knob(1, lo=1, hi=64, step=1)
@@ -84,10 +90,10 @@ class StyleOptions(Options):
     """How much of the style: 0 is the face as embedded, 1 the whole style."""
     layers: str = knob("all")
     """Layers that take the style, as a layer mask (coarse, fine, 7-17, 32px-); the others stay the photo's."""
-    pull: float = knob(0.4, lo=0.0, hi=1.0, step=0.05)
+    pull: float | None = knob(None, lo=0.0, hi=1.0, step=0.05)
     """How far the rows that the style was mixed on, which it has learned to ignore, are pulled to the mean code: 0 keeps
-    what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models).
-    A generator tuned to the person answers best to little."""
+    what the photo put there (closer to the person), 1 none of it (purer style, crisper with small models); left out, as
+    the style's file says, else 0.4. A generator tuned to the person answers best to little."""
     keep_color: bool = knob(False)
     """Keep the colours of the photo and take only light, shade and line from the style."""
     blend: str = knob("features", choices=BLENDS)

@@ -31,6 +31,7 @@ SUFFIX = ".limner"
 DELTA, THUMBNAIL, CODES = "delta.", "thumbnail", "codes"
 COMPRESSION_BYTES = 600
 """Of the notes on what packing lost, and of the quotes around them."""
+USUAL_PULL = 0.4
 LICENCE = "the licences of the base model and of the style pictures apply"
 
 
@@ -43,7 +44,7 @@ class Style:
         base: digest of the generator it belongs to (`limner.nn.deltas.digest`).
         method: how it was learned.
         options: the options it was learned with; ``row_weights``, where it is there, says how far every row of w+ was
-            mixed with random ones, ``style_weights`` the same of every S-space vector.
+            mixed with random ones, ``style_weights`` the same of every S-space vector; ``pull`` see `Style.pull`.
         provenance: plain values: pictures, losses, the base's name.
         licence: what may be done with it.
         thumbnail: a small picture of the style, uint8 (H, W, 3), or None.
@@ -60,6 +61,11 @@ class Style:
     thumbnail: Tensor | None = None
     compression: Mapping[str, float] = dataclasses.field(default_factory=dict)
     codes: Tensor | None = None
+
+    @property
+    def pull(self) -> float:
+        """How far `paint` pulls the rows that it was mixed on to the mean where nothing else is asked for."""
+        return float(self.options.get("pull", USUAL_PULL))
 
     def check_base(self, generator: Generator) -> None:
         """Raise `KeyMismatchError` unless this is the generator that the style was learned on."""
@@ -129,7 +135,8 @@ def paint(
     whole = render(generator, latent, noise).clamp(-1, 1)
     if options.strength == 0:
         return whole
-    latent = pull_to_mean(generator, style, latent, options.pull * options.strength)
+    pull = style.pull if options.pull is None else options.pull
+    latent = pull_to_mean(generator, style, latent, pull * options.strength)
     held = options.hold != "none"
     if held or (options.blend == "features" and options.strength < 1):
         image = _paint_between_features(generator, style, latent, options, noise)
