@@ -1,4 +1,4 @@
-"""The small HyperInverter: changes of low rank, lessons, resume, files, the command."""
+"""The small HyperInverter: changes that are solved for, lessons, resume, files, the command."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from limner.inversion import InversionOptions, TrunkDistance, invert
 from limner.latent import load_latent, render
 from limner.nn import deltas
 from limner.nn.compact import CompactCore, CompactEncoder
-from limner.nn.compact_hyper import CompactHyper, HyperCore
+from limner.nn.compact_hyper import CompactHyper, HyperCore, rgb_layers, ridge
 from limner.nn.features import Lite0
-from limner.nn.hyperinverter import paint, target_layers
+from limner.nn.hyperinverter import paint
 from limner.pipeline.models import find_first
 from limner.training.cores import EncoderTraining
 from limner.training.hyper.lessons import HyperExam, HyperLessons, build_run
@@ -32,7 +32,7 @@ from limner.training.hyper.options import HyperOptions
 from limner.training.run import Runtime, StepRandom
 
 CPU = torch.device("cpu")
-TINY = {"width": 8, "gather": 4, "hidden": 16, "factors": 2, "batch_size": 2, "warmup_kimg": 0.0}
+TINY = {"width": 8, "hidden": 4, "batch_size": 2, "warmup_kimg": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -76,36 +76,53 @@ def embed(image: torch.Tensor) -> torch.Tensor:
 
 
 def shake(core: HyperCore, std: float = 0.2) -> None:
-    """Give a core changes to make; a new one makes none."""
+    """Give a core something to add to the errors; a new one takes them as they are."""
     torch.manual_seed(8)
-    for head in core.heads.values():
-        torch.nn.init.normal_(head.get_parameter("weight"), std=std)
+    for colours in core.colours:
+        torch.nn.init.normal_(colours.get_parameter("tell.weight"), std=std)
 
 
-def test_a_new_network_changes_nothing(folder, tmp_path):
+def test_a_new_network_comes_closer_without_training(folder, tmp_path):
     run = make_run(folder, tmp_path)
     image = run.pictures.pixels[:2].float() / 127.5 - 1
-    found = run.encoder(run.generator, image)
-    assert all(not value.any() for value in found.residuals.values())
-    assert set(found.residuals) == set(target_layers(run.generator))
-    torch.testing.assert_close(paint(run.generator, found.w, found.residuals).clamp(-1, 1), found.w_image)
+    with torch.no_grad():
+        found = run.encoder(run.generator, image)
+    painted = paint(run.generator, found.w, found.residuals).clamp(-1, 1)
+    assert set(found.residuals) == set(rgb_layers(run.generator))
+    assert (painted - image).square().mean() < 0.8 * (found.w_image - image).square().mean()
 
 
-def test_changes_are_shares_of_low_rank(folder, tmp_path):
+def test_painting_with_the_changed_weights_gives_the_picture_of_the_lesson(folder, tmp_path):
     run = make_run(folder, tmp_path)
     shake(run.encoder.core)
     image = run.pictures.pixels[:2].float() / 127.5 - 1
     with torch.no_grad():
-        found = run.encoder(run.generator, image)
+        first = run.encoder.first(run.generator, image)
+        changes, quick = run.encoder.residuals(image, run.encoder.views(image), first)
+        torch.testing.assert_close(first.painted, run.generator.synthesis(first.w_plus))
+        torch.testing.assert_close(quick, paint(run.generator, first.w_plus, changes), atol=1e-4, rtol=1e-4)
     weights = dict(run.generator.named_parameters())
-    for name, value in found.residuals.items():
+    for name, value in changes.items():
         assert value.shape == (2, *weights[name].shape)
-        share = value / weights[name]
-        flat = share.flatten(3)
-        torch.testing.assert_close(flat, flat[..., :1].expand_as(flat), rtol=1e-3, atol=1e-5)
-        singular = torch.linalg.svdvals(flat[0, :, :, 0].double())
-        assert (singular[2:] < 1e-4 * singular[0]).all(), "two factors make rank two"
-    assert not torch.allclose(found.residuals[name][0], found.residuals[name][1]), "of every picture its own"
+        assert not torch.allclose(value[0], value[1]), "of every picture its own"
+
+
+@pytest.mark.parametrize("positions", [5, 40])
+def test_ridge_regression_against_plain_least_squares(positions):
+    rng = torch.Generator().manual_seed(0)
+    keys = torch.randn(2, 12, positions, generator=rng, dtype=torch.float64)
+    wanted = torch.randn(2, 3, positions, generator=rng, dtype=torch.float64)
+    spread = torch.rand(12, generator=rng, dtype=torch.float64) + 0.5
+    found = ridge(wanted, keys, spread, torch.tensor(0.3))
+    for i in range(2):
+        scaled = keys[i] * spread[:, None]
+        penalty = 0.3 * scaled.square().sum() / 12
+        # The penalty as further positions at which nothing is wanted.
+        more = penalty.sqrt() * torch.diag(1 / spread)
+        matrix = torch.cat([keys[i], more], 1)
+        target = torch.cat([wanted[i], torch.zeros(3, 12)], 1)
+        plain = torch.linalg.lstsq(matrix.T, target.T).solution.T
+        torch.testing.assert_close(found[i], plain)
 
 
 def test_gradients_reach_every_weight_that_is_trained(folder, tmp_path):
@@ -122,12 +139,12 @@ def test_gradients_reach_every_weight_that_is_trained(folder, tmp_path):
     assert (deltas.digest(run.generator), deltas.digest(run.encoder.encoder.core)) == frozen
 
 
-def test_training_comes_closer_than_the_encoder(folder, tmp_path):
+def test_training_comes_closer_than_no_training(folder, tmp_path):
     run = make_run(folder, tmp_path, lr=0.02, jitter=0.0, identity=0.0, perceptual=0.0, mirror=False)
     lessons = HyperLessons(run)
     records = [lessons.step(StepRandom(0, step, 0, CPU)) for step in range(1, 13)]
-    last = records[-4:]
-    assert sum(r["l2"] for r in last) < 0.9 * sum(r["l2_before"] for r in last)
+    shares = [r["l2"] / r["l2_before"] for r in records]
+    assert sum(shares[-4:]) < 0.95 * sum(shares[:4])
 
 
 def test_a_resumed_run_is_bitwise_the_same(folder, tmp_path):
@@ -144,7 +161,7 @@ def test_a_resumed_run_is_bitwise_the_same(folder, tmp_path):
     assert whole.step == parts.step == 4
     for name, value in whole.average.core.state_dict().items():
         assert torch.equal(value, parts.average.core.state_dict()[name]), name
-    other = make_run(folder, tmp_path / "b", hidden=24)
+    other = make_run(folder, tmp_path / "b", hidden=5)
     with pytest.raises(KeyMismatchError, match="other options"):
         EncoderTraining(other, lessons=HyperLessons(other)).setup()  # type: ignore[arg-type]
 
@@ -210,8 +227,8 @@ def test_figures_with_and_without_the_change(folder, tmp_path):
     trunk = run.encoder.encoder.trunk
     exam = HyperExam(image, ["a", "b"], perceptual=TrunkDistance(trunk, name="lite0"), identity=None)
     figures = exam.measure(run, tmp_path / "sheet.png")
-    assert figures["psnr"] == pytest.approx(figures["psnr_encoder"], abs=1e-3)
-    assert figures["change"] == 0
+    assert figures["psnr"] > figures["psnr_encoder"] + 1
+    assert figures["change"] > 0
     assert (tmp_path / "sheet.png").is_file()
     shake(run.average.core)
     assert exam.measure(run)["psnr"] != pytest.approx(figures["psnr"], abs=1e-3)
@@ -241,7 +258,7 @@ def test_the_command_trains(folder, tmp_path, capsys):
         "--width",
         8,
     ]
-    words += ["--hidden", 16, "--factors", 2, "--batch-size", 1, "--refinements", 1, "--identity", 0]
+    words += ["--hidden", 4, "--batch-size", 1, "--refinements", 1, "--identity", 0]
     words += ["--kimg", "0.002", "--device", "cpu"]
     assert cli.main([str(word) for word in words]) == 0
     printed = capsys.readouterr().out
@@ -249,7 +266,9 @@ def test_the_command_trains(folder, tmp_path, capsys):
     assert "starting anew" in printed
     network = load_hyper(tmp_path / "run/model.safetensors", encoder=encoder)
     found = network(make_generator(), torch.zeros(1, 3, 32, 32))
-    assert any(value.any() for value in found.residuals.values()), "two steps have left the start"
+    assert all(value.isfinite().all() for value in found.residuals.values())
+    tells = [colours.get_parameter("tell.weight") for colours in network.core.colours]
+    assert any(weight.any() for weight in tells), "two steps have left the start"
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert {"psnr", "psnr_encoder", "identity", "change"} <= set(records[-1])
     assert (tmp_path / "run/sheets/000000.png").is_file()
@@ -296,13 +315,13 @@ def test_what_does_not_fit(folder, tmp_path):
     with pytest.raises(OptionError, match="data must be given"):
         make_run("", tmp_path)
     config = run.encoder.core.config()
-    with pytest.raises(ShapeError, match="some layers"):
+    with pytest.raises(ShapeError, match="0 target layers"):
         HyperCore(**{**config, "targets": {}})
     again = HyperCore(**config)
     assert again.config() == config
     fewer = CompactHyper(
         encoder=run.encoder.encoder,
-        core=HyperCore(**{**config, "targets": {"synthesis.layers.0.weight": [9, 9, 3, 3]}}),
+        core=HyperCore(**{**config, "targets": {"synthesis.to_rgb.0.weight": [3, 9, 1, 1]}}),
     )
     with pytest.raises(KeyMismatchError, match="limner train hyper"):
         fewer(run.generator, torch.zeros(1, 3, 32, 32))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from limner.training.hyper.lessons import HyperRun
     from limner.training.run import Runtime
 
-SHOWN = 10
+MOST = 200
+"""Pictures that figures are made of, at most."""
 
 
 def run(options: Options, console: Console) -> int:
@@ -50,8 +51,8 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
             )
             exams.append(
                 HyperExam(
-                    (pictures.pixels[:SHOWN].float() / 127.5 - 1).to(runtime.device),
-                    [Path(name).stem for name in pictures.names[:SHOWN]],
+                    (pictures.pixels[:MOST].float() / 127.5 - 1).to(runtime.device),
+                    [Path(name).stem for name in pictures.names[:MOST]],
                     perceptual=TrunkDistance(encoder.trunk, name="lite0"),
                     identity=lambda a, b: losses.identity_distance(models.embedder, a, b),
                 )

@@ -22,8 +22,8 @@ from limner.inversion import Distance
 from limner.inversion.report import measure
 from limner.losses import Embedder, maps_distance
 from limner.nn.compact import CompactEncoder, resize
-from limner.nn.compact_hyper import CompactHyper, HyperCore
-from limner.nn.hyperinverter import paint, target_layers
+from limner.nn.compact_hyper import CompactHyper, HyperCore, rgb_layers
+from limner.nn.hyperinverter import paint
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.hyper.options import HyperOptions
@@ -32,6 +32,7 @@ from limner.training.run import Runtime, StepRandom
 
 FIGURES = ("psnr", "ssim", "perceptual", "identity")
 PROBES = 32
+AT_A_TIME, SHOWN = 8, 10
 
 
 @dataclass
@@ -67,7 +68,7 @@ def build_run(
     Raises:
         OptionError: no pictures, or a batch that the processes cannot share.
         KeyMismatchError: the encoder belongs to another generator.
-        ShapeError: no such set of layers.
+        ShapeError: no StyleGAN2 generator, or one whose colours are limited.
     """
     if not options.data:
         raise OptionError("data must be given: a folder or a zip of square, aligned pictures")
@@ -78,14 +79,12 @@ def build_run(
     old = encoder.core
     torch.manual_seed(options.seed)
     core = HyperCore(
-        targets=target_layers(generator, options.layers),
-        factors=options.factors,
+        targets=rgb_layers(generator),
         num_rows=old.num_rows,
         w_dim=old.w_dim,
         channels=encoder.trunk.channels[1:],
         input_px=old.input_px,
         width=options.width,
-        gather=options.gather,
         hidden=options.hidden,
     ).to(runtime.device)
     generator.requires_grad_(False)
@@ -114,18 +113,16 @@ class HyperLessons(CoreLessons[HyperRun]):
             with torch.no_grad():
                 image = run.pictures.draw(size, random.cpu, mirror=options.mirror, device=run.runtime.device)
                 image = jitter_colours(image, options.jitter, random.cpu)
-                w_plus, first = network.first(run.generator, image)
+                first = network.first(run.generator, image)
                 maps, views = network.encoder.look(resize(image, network.core.input_px))
-                current = network.views(first)
-            changes = network.residuals(run.generator, views, current)
-            painted = paint(run.generator, w_plus, changes)
+            changes, painted = network.residuals(image, views, first)
             losses = self._losses(image, painted.float(), maps)
             if options.size:
                 squares = [value.square().mean() for value in changes.values()]
                 losses["size"] = (options.size, torch.stack(squares).mean())
         weighted_sum(losses).backward()
         self.update()
-        before = float((first.float() - image).square().mean())
+        before = float((first.painted.float().clamp(-1, 1) - image).square().mean())
         return {"l2_before": before, **{name: value.item() for name, (_, value) in losses.items()}}
 
     def _losses(
@@ -178,15 +175,20 @@ class HyperExam:
     @torch.no_grad()
     def measure(self, run: HyperRun, sheet: Path | None = None) -> dict[str, float]:
         """Return the figures with the change and, with ``_encoder`` behind their names, without; write a sheet."""
-        found = run.average(run.generator, self.image)
-        painted = paint(run.generator, found.w, found.residuals).clamp(-1, 1)
-        if sheet is not None:
-            rows = [media.to_pixels(image) for image in (self.image, found.w_image, painted)]
-            page = media.make_sheet(
-                rows, column_labels=self.names, row_labels=["picture", "encoder", "with the change"]
+        first, with_change, sizes = [], [], []
+        for image in self.image.split(AT_A_TIME):
+            found = run.average(run.generator, image)
+            first.append(found.w_image)
+            with_change.append(paint(run.generator, found.w, found.residuals).clamp(-1, 1))
+            sizes.append(
+                torch.stack([x.flatten(1).square().mean(1).sqrt() for x in found.residuals.values()])
             )
+        encoded, painted = torch.cat(first), torch.cat(with_change)
+        if sheet is not None:
+            rows = [media.to_pixels(image[:SHOWN]) for image in (self.image, encoded, painted)]
+            labels = ["picture", "encoder", "with the change"]
+            page = media.make_sheet(rows, column_labels=self.names[:SHOWN], row_labels=labels)
             kind = "compositeWithTrainedAlgorithmicMedia"
             media.write(sheet, page, options={"command": "train hyper"}, source_type=kind)
-        figures = self._figures(painted, "") | self._figures(found.w_image, "_encoder")
-        sizes = [value.square().mean().sqrt() for value in found.residuals.values()]
-        return figures | {"change": float(torch.stack(sizes).mean())}
+        figures = self._figures(painted, "") | self._figures(encoded, "_encoder")
+        return figures | {"change": float(torch.cat(sizes, 1).mean())}

@@ -23,18 +23,9 @@ class HyperOptions(CoreOptions):
     batch_size: int = with_default(CoreOptions, "batch_size", 4)
     refinements: int = knob(2, lo=1, hi=10)
     """Steps of the encoder."""
-    layers: str = knob(
-        "conv_without_bias",
-        choices=("conv_without_bias", "conv_without_bias_without_torgb", "all_without_bias"),
-    )
-    """What may change: every convolution; those but the toRGB layers; every convolution and affine layer."""
-    factors: int = knob(4, lo=1, hi=256)
-    """Rank of every change."""
-    width: int = with_default(CoreOptions, "width", 64)
-    gather: int = knob(16, lo=1, hi=1024)
-    """Channels that become a group's vector."""
-    hidden: int = with_default(CoreOptions, "hidden", 128)
-    """Length of the vectors that the changes of coarse, middle and fine layers are made from."""
+    width: int = with_default(CoreOptions, "width", 48)
+    hidden: int = knob(24, lo=1, hi=4096)
+    """Channels of the networks, one per resolution, that say which colours are wanted."""
     jitter: float = knob(0.1, lo=0, hi=1)
     """Probability of changed brightness, of contrast and of saturation in a training picture."""
     optimizer: str = with_default(CoreOptions, "optimizer", "adam")
