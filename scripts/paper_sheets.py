@@ -2,8 +2,8 @@
 
     python scripts/paper_sheets.py ../shared/data [--out docs/pictures] [--strength 0.75] [--only jojogan|blending]
 
-``figure-jojogan.jpg``: a row per style that was learned from a picture, its picture first, then every input in that
-style.  Inputs are the two real photos and the first four held-out renders.  ``figure-blending.jpg``: for every child of
+``figure-jojogan.jpg``: a row per style that was learned from a picture, and per blend, its picture first, then every input
+in that style.  Inputs are the two real photos and the first four held-out renders.  ``figure-blending.jpg``: for every child of
 the base and every swap point, two random faces and a real photo; the base at the left, the child at the right.  Nothing
 is picked: all styles, all swap points, the first renders, the first seeds.
 """
@@ -26,7 +26,7 @@ from limner.inversion import Inversion
 from limner.latent import Latent, render
 from limner.nn.stylegan2 import Generator
 from limner.pipeline import Models, StylizeOptions, load_models
-from limner.pipeline.photos import embed_faces
+from limner.pipeline.photos import embed_faces, suit_inverter
 from limner.stylization import Style, StyleOptions, paint
 from limner.stylization.blend import preview
 
@@ -36,9 +36,11 @@ RENDERS, SEEDS, PSI = 4, (0, 1), 0.7
 CELL_PX, QUALITY = 96, 66
 
 
-def embed(pixels: np.ndarray, models: Models) -> Inversion:
-    """Embed an aligned face as ``limner stylize`` does by default."""
-    return embed_faces(pixels, StylizeOptions(aligned=True), models=models)[0][1]
+def embed(pixels: np.ndarray, models: Models, style: Style | None = None) -> Inversion:
+    """Embed an aligned face as ``limner stylize`` does by default, for a style."""
+    options = StylizeOptions(aligned=True)
+    options = options if style is None else suit_inverter(options, style, models)
+    return embed_faces(pixels, options, models=models)[0][1]
 
 
 def jojogan_sheet(models: Models, data: Path, photos: Sequence[np.ndarray], strength: float) -> np.ndarray:
@@ -49,6 +51,7 @@ def jojogan_sheet(models: Models, data: Path, photos: Sequence[np.ndarray], stre
     embedded = [embed(pixels, models) for pixels in inputs]
     contenders, _ = find_contenders(models, EvaluationOptions(data=data), scenes, data / "paired-256")
     known = [one for one in contenders if one.reference is not None]
+    known += [one for one in contenders if one.picture is not None]
     options = StyleOptions(strength=strength)
     rows: list[list[np.ndarray | None]] = [
         [None, *inputs],
@@ -56,13 +59,16 @@ def jojogan_sheet(models: Models, data: Path, photos: Sequence[np.ndarray], stre
     ]
     for one in known:
         assert isinstance(one.style, Style)
+        found = embedded
+        if one.picture is not None:
+            found = [embed(pixels, models, one.style) for pixels in inputs]
         painted = [
             media.to_pixels(paint(models.generator, one.style, face.latent, options, noise=face.noise_maps))[
                 0
             ]
-            for face in embedded
+            for face in found
         ]
-        rows.append([one.reference, *painted])
+        rows.append([one.reference if one.picture is None else one.picture, *painted])
     labels = ["photo", "embedded", *(one.name for one in known)]
     heads = ["style picture", *(photo.stem for photo in PHOTOS), *(Path(name).stem for name in scenes.names)]
     return media.make_sheet(rows, labels, heads, cell_px=CELL_PX)

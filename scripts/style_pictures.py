@@ -5,7 +5,7 @@
 
 They are renders of synthetic heads.  Those of bronze, sanguine, ink and poster have their greys replaced by the colours of
 metal, of red chalk, by black and white and by four inks (`limner.evaluation.tints`); the others are as they were rendered.
-With --select, every look gets a folder, and ``photo`` holds the same scenes as photos.
+Those of the blends are the first of the pictures that their children were trained on.  With --select, every look gets a folder, and ``photo`` holds the same scenes as photos.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from limner.training.data import split_ranges
 
 PICTURES = Path("src/limner/bundled/style_pictures")
 SEEDS = {"bronze": 20305, "sanguine": 20402, "ink": 20309, "poster": 20417}
+TRAINED_ON = {"avatar": "cartoon-256/facesjs/000000.jpg", "toonify": "paired-256/toon/020000.jpg"}
+"""Of the blends: the first picture that the child was trained on."""
+BLEND_PX = 128
 RENDERED = ("clay", "comic", "pencil", "toon")
 QUALITY = 92
 
@@ -45,6 +48,10 @@ def main() -> None:
         for look, seed in SEEDS.items():
             paint(folder, look, seed).save(arguments.out / f"{look}.jpg", quality=QUALITY)
             shutil.copyfile(folder / "photo" / f"{seed:06d}.jpg", arguments.out / f"{look}-source.jpg")
+        for name, source in TRAINED_ON.items():
+            picture = Image.open(arguments.data / source).convert("RGB")
+            picture = picture.resize((BLEND_PX, BLEND_PX), Image.Resampling.LANCZOS)
+            picture.save(arguments.out / f"{name}.jpg", quality=QUALITY)
         return
     seeds = [seed for first, last in split_ranges(arguments.select) for seed in range(first, last + 1)]
     for look in (*RENDERED, *SEEDS, "photo"):

@@ -46,6 +46,7 @@ class Contender:
         method: how it was made: ``jojogan``, ``blend``, ``dual``, ...
         look: name of the look that it should arrive at; empty for the style's name.
         learn_seconds: how long it took to learn, None where its file does not say.
+        picture: of a blend, one of the pictures that its child was trained on, uint8 (R, R, 3); None where there is none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Contender:
     method: str = LEARNED
     look: str = ""
     learn_seconds: float | None = None
+    picture: np.ndarray | None = None
 
     @property
     def wanted(self) -> str:
@@ -100,7 +102,10 @@ def _contender(name: str, file: Path, models: Models) -> Contender:
     if child:
         digest += zoo.file_digest(find_child(child, file.parent))
     look = Path(child).stem.removesuffix(CHILD_ENDING) or name
-    return Contender(name, style, None, None, digest, BLEND, look, seconds)
+    file = zoo.BUNDLED_DIR / "style_pictures" / f"{name}.jpg"
+    own = zoo.BUNDLED_DIR / "style_pictures" / f"{name}.jpg"
+    picture = media.resize_pixels(media.read(own).pixels, resolution) if own.is_file() else None
+    return Contender(name, style, None, None, digest, BLEND, look, seconds, picture)
 
 
 def _dual_contender(name: str, file: Path, models: Models) -> Contender:
@@ -166,6 +171,8 @@ class Scale:
         self.looks = [one.wanted for one in known]
         pictures = [media.to_image(one.reference) for one in known]  # type: ignore[arg-type]
         self.references = self.grams(torch.cat(pictures)) if pictures else []
+        own = [(one.name, one.picture) for one in contenders if one.picture is not None]
+        self.own = {name: self.grams(media.to_image(picture)) for name, picture in own}
         self.truths = {one.name: self.grams(one.truth) for one in contenders if one.truth is not None}
 
     @torch.no_grad()
@@ -189,9 +196,7 @@ class Scale:
             "recognised": float(recognised(persons, inputs).mean()),
             "apart": pairwise_identity(persons) / max(pairwise_identity(inputs), 1e-12),
         }
-        if contender.wanted in self.looks:
-            nearest = metrics.gram_differences(textures, self.references).argmin(1)
-            right = nearest == self.looks.index(contender.wanted)
+        if (right := self._right(textures, contender)) is not None:
             values["right_style"] = float(right.float().mean())
         if contender.truth is not None:
             far = []
@@ -202,3 +207,15 @@ class Scale:
             values["to_truth"] = float(torch.cat(far).mean())
             values["gram_truth"] = float(metrics.gram_differences(textures, truths).diag().mean())
         return values
+
+    def _right(self, textures: list[Tensor], contender: Contender) -> Tensor | None:
+        """Return where the right picture is nearest, (N,): the look's reference or, among one more, a blend's own."""
+        wanted, own = contender.wanted in self.looks, self.own.get(contender.name)
+        if not self.looks or not (wanted or own):
+            return None
+        pictures = self.references
+        if own is not None:
+            pictures = [torch.cat(pair) for pair in zip(pictures, own, strict=True)]
+        nearest = metrics.gram_differences(textures, pictures).argmin(1)
+        right = nearest == len(self.looks)
+        return right | (nearest == self.looks.index(contender.wanted)) if wanted else right

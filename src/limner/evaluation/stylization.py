@@ -144,8 +144,8 @@ _CHEATS = (
     "passes must beat both."
 )
 _METHODS = (
-    "A blend counts as right where the picture of the look that its child was trained on is nearest, and so does a "
-    "DualStyleGAN, which is shown in the first of its styles. Seconds to learn are those noted in the style's file, on the "
+    "A blend counts as right where the reference of the look that its child was trained on is nearest, or, among one more, "
+    "a picture of its child's own; so does a DualStyleGAN by the former, which is shown in the first of its styles. Seconds to learn are those noted in the style's file, on the "
     "machine that learned it; how long a child or a DualStyleGAN was trained stands in its card. Faces are painted as users "
     "get them; what layers above the generator's resolution finished is averaged to that resolution."
 )
