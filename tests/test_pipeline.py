@@ -24,7 +24,7 @@ from limner.nn.features import Lite0
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.pipeline import LearnOptions, Models, StylizeOptions, compare_sheet, learn_style, stylize
 from limner.pipeline.photos import PipelineStep, embed_faces, suit_inverter
-from limner.stylization import Style, load_style, save_style
+from limner.stylization import Style, load_style, merge, save_style
 from limner.stylization.style import style_between
 
 LANDMARKS = (42.0, 50.0, 66.0, 50.0, 54.0, 64.0, 44.0, 76.0, 64.0, 76.0)
@@ -133,6 +133,30 @@ def test_faces_are_finished_by_detail_unless_told_otherwise(models: Models, styl
         assert one.styled.shape == one.embedded.shape == (64, 64, 3)
         assert other.styled.shape == other.embedded.shape == (32, 32, 3)
         assert one.report.psnr == other.report.psnr, "the search is the small generator's"
+
+
+def test_flat_looks_are_not_finished(models: Models, style: Style) -> None:
+    """A style whose file says so comes without the layers above, which go as the strength comes."""
+    config = models.generator.config()
+    whole = config | {"resolution": 64, "channels": config["channels"] | {64: 4}}
+    detail = Detail(config=whole, below=32).requires_grad_(False)
+    with torch.no_grad():
+        detail.to_rgb[0].bias.fill_(0.2)  # type: ignore[operator]
+    models.__dict__["detail"] = detail
+    flat = dataclasses.replace(style, options={"detail": False})
+    photo, options = make_photo(), StylizeOptions(face="largest", blend="weights", **FAST)
+    embedded = embed_faces(photo, options, models=models)
+
+    def face(one: Style, **more: object) -> np.ndarray:
+        how = dataclasses.replace(options, **more)  # type: ignore[arg-type]
+        return stylize(photo, one, how, models=models, embedded=embedded).faces[0].styled
+
+    assert np.array_equal(face(flat), face(style, detail=False))
+    assert face(flat).shape == (32, 32, 3)
+    assert face(style).shape == face(flat, strength=0.5).shape == (64, 64, 3)
+    assert np.array_equal(face(flat, strength=0.0), face(style, strength=0.0)), "nothing of the style yet"
+    merged = merge([flat, style], [1.0, 0.5])
+    assert (merged.detail, merge([flat, style], [0.5, 1.0]).detail) == (False, True)
 
 
 def test_strength_zero_is_the_embedding(models: Models, style: Style) -> None:

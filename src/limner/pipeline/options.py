@@ -76,7 +76,7 @@ class PhotoOptions(DetectOptions, AlignOptions, PasteOptions):
     """how strongly the code is kept near faces that the generator knows; a style answers better to such codes"""
     detail: bool = True
     """finish faces with the layers that were grown above the generator's resolution, where there are such (256 px with
-    the bundled models)"""
+    the bundled models) and the style is none of flat looks, whose files say that they are better without"""
     crop: bool = False
     """give the aligned portrait instead of the whole photo"""
     seed: int = knob(0, lo=0, hi=2**31 - 1)
@@ -122,6 +122,9 @@ class LearnOptions(JojoganOptions):
     pull: float = knob(0.4, lo=0.0, hi=1.0, step=0.05)
     """what limner stylize takes for its option of that name where none is given: 1 for looks that need no colour and no
     shade of the photo, such as ink"""
+    detail: bool = True
+    """finish faces in the style with the layers grown above the generator's resolution, where there are such; these know
+    photos, so that flat looks such as ink, prints and toons are better without"""
     keep_codes: bool = knob(True)
     """keep the pictures' codes in the style file, for --resume; without them it holds more of the style, and going on
     searches them anew"""

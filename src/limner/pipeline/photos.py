@@ -243,7 +243,13 @@ def _restyle(
         styled = style.paint(generator, latent, noise, detail=detail)
     else:
         shown = options if isinstance(options, StyleOptions) else StyleOptions()
-        styled = paint(painter, style, code, shown, noise=maps)
+        plain = None if style.detail else paint(generator, style, latent, shown, noise=noise)
+        if plain is not None and (detail is None or shown.strength == 1):
+            styled = plain
+        else:
+            styled = paint(painter, style, code, shown, noise=maps)
+            if plain is not None:  # the finish goes as the style comes
+                styled = torch.lerp(styled, media.resize_image(plain, styled.shape[2]), shown.strength)
     crop = faces.crop_face(pixels, alignment)
     target = media.to_image(crop).to(models.device)
     distance = models.make_distance()

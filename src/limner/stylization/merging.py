@@ -46,7 +46,7 @@ def merge(
         for name, change in style.delta.items():
             part = change.float() * weight
             delta[name] = delta[name] + part if name in delta else part
-    heaviest = styles[max(range(len(styles)), key=lambda number: weights[number])]
+    heaviest = max(range(len(styles)), key=lambda number: weights[number])
     parts = [
         {"name": name, "weight": weight, "method": style.method, "provenance": dict(style.provenance)}
         for style, weight, name in zip(styles, weights, names, strict=True)
@@ -56,10 +56,11 @@ def merge(
         delta=delta,
         base=styles[0].base,
         method=METHOD,
-        options=_layer_weights(styles, weights) | {"pull": _mean_pull(styles, weights)},
+        options=_layer_weights(styles, weights)
+        | {"pull": _mean_pull(styles, weights), "detail": styles[heaviest].detail},
         provenance={"base": styles[0].provenance.get("base", ""), "merged": parts},
         licence="; ".join(licences),
-        thumbnail=heaviest.thumbnail,
+        thumbnail=styles[heaviest].thumbnail,
     )
 
 

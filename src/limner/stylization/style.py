@@ -44,7 +44,7 @@ class Style:
         base: digest of the generator it belongs to (`limner.nn.deltas.digest`).
         method: how it was learned.
         options: the options it was learned with; ``row_weights``, where it is there, says how far every row of w+ was
-            mixed with random ones, ``style_weights`` the same of every S-space vector; ``pull`` see `Style.pull`.
+            mixed with random ones, ``style_weights`` the same of every S-space vector; ``pull`` and ``detail`` see there.
         provenance: plain values: pictures, losses, the base's name.
         licence: what may be done with it.
         thumbnail: a small picture of the style, uint8 (H, W, 3), or None.
@@ -66,6 +66,11 @@ class Style:
     def pull(self) -> float:
         """How far `paint` pulls the rows that it was mixed on to the mean where nothing else is asked for."""
         return float(self.options.get("pull", USUAL_PULL))
+
+    @property
+    def detail(self) -> bool:
+        """Whether faces in it are finished by the layers grown above the generator, where there are such."""
+        return bool(self.options.get("detail", True))
 
     def check_base(self, generator: Generator) -> None:
         """Raise `KeyMismatchError` unless this is the generator that the style was learned on."""

@@ -221,13 +221,13 @@ def _sample_heads(path: Path, styles: dict[str, Style], options: Options, models
     z = torch.randn(options.faces, generator.z_dim, generator=rng).to(models.device)
     with torch.no_grad():
         latent = Latent("w+", generator.truncate(generator.broadcast(generator.mapping(z)), PSI))
+        grown, finished = generator, latent
         if options.detail:
-            generator, latent, _ = models.finish(generator, latent, "constant")
-        rows = [media.to_pixels(render(generator, latent))]
-    rows += [
-        media.to_pixels(paint(generator, style, latent, StyleOptions(strength=1.0)))
-        for style in styles.values()
-    ]
+            grown, finished, _ = models.finish(generator, latent, "constant")
+        rows = [media.to_pixels(render(grown, finished))]
+    for style in styles.values():
+        painter, codes = (grown, finished) if style.detail else (generator, latent)
+        rows.append(media.to_pixels(paint(painter, style, codes, StyleOptions(strength=1.0))))
     _write_sheet(path, rows, ["plain", *styles], [], options)
 
 
