@@ -2,7 +2,7 @@
 
     python scripts/bundle_encoder.py runs/encoder-128/model.safetensors
 
-Writes src/limner/bundled/encoder.safetensors (half precision) and encoder.md; afterwards run
+Writes src/limner/bundled/encoder.safetensors (8 bits) and encoder.md; afterwards run
 `python scripts/index_bundled.py`.
 """
 
@@ -32,7 +32,7 @@ CARD = """# encoder - compact encoder of {base}
 
 | | |
 |---|---|
-| file | `encoder.safetensors`, {megabytes:.1f} MB, half precision; it needs the trunk `lite0` |
+| file | `encoder.safetensors`, {megabytes:.1f} MB, 8 bits; it needs the trunk `lite0` |
 | kind | encoder: {weights:,} weights (config {config}) on a frozen EfficientNet-Lite0; photo to w+ of `{base}` (digest {digest}...) |
 | source | {source} |
 | licence | CC0-1.0 |
@@ -127,8 +127,8 @@ def make_table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 @torch.no_grad()
-def check_half(encoder: CompactEncoder, path: Path, generator: Generator, image: Tensor) -> float:
-    """Return the mean absolute difference of pixels, [-1, 1], that half precision makes."""
+def check_packing(encoder: CompactEncoder, path: Path, generator: Generator, image: Tensor) -> float:
+    """Return the mean absolute difference of pixels, [-1, 1], that 8 bits make."""
     packed = load_encoder(path, trunk=encoder.trunk)
     pair = [generator.synthesis(one.encode(generator, image)[-1]).clamp(-1, 1) for one in (encoder, packed)]
     return (pair[0] - pair[1]).abs().mean().item()
@@ -163,7 +163,7 @@ def main() -> None:
     }
     encoder.base = base
     save_encoder(encoder, arguments.out, provenance=provenance, licence="CC0-1.0")
-    lost = check_half(encoder, arguments.out, generator, renders[:8])
+    lost = check_packing(encoder, arguments.out, generator, renders[:8])
     card = CARD.format(
         base=base["name"],
         megabytes=arguments.out.stat().st_size / 1e6,
@@ -172,7 +172,7 @@ def main() -> None:
         source=SOURCE,
         recipe=f"`{RECIPE}`",
         kimg=provenance["images"] / 1000,
-        history=arguments.history or f"Half precision moves a pixel by {lost:.5f} of 2 on average.",
+        history=arguments.history or f"Storing it in 8 bits moves a pixel by {lost:.5f} of 2 on average.",
         renders=len(renders),
         validate=arguments.validate,
         photos=len(photos),

@@ -147,7 +147,7 @@ def installed(generator, tmp_path):
     file.parent.mkdir(parents=True)
     encoder = make_encoder(generator)
     encoder.trunk = zoo.load("lite0")
-    save_encoder(encoder, file, provenance={"source": "test"}, half=False)
+    save_encoder(encoder, file, provenance={"source": "test"}, packed=False)
     zoo.install(
         zoo.Download("tiny-encoder", "encoder", "https://example.org/tiny-encoder.safetensors", "CC0-1.0"),
         file,

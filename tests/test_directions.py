@@ -205,7 +205,7 @@ def encoder(tmp_path, generator) -> Path:
     base = {"name": "tiny", "digest": deltas.digest(generator)}
     whole = CompactEncoder(trunk=Lite0().eval(), core=core, base=base)
     path = tmp_path / "encoder.safetensors"
-    save_encoder(whole, path, provenance={}, half=False)
+    save_encoder(whole, path, provenance={}, packed=False)
     return path
 
 

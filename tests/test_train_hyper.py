@@ -170,7 +170,7 @@ def test_files_give_back_what_was_saved(folder, tmp_path):
     run = make_run(folder, tmp_path)
     shake(run.average.core)
     path = tmp_path / "hyper.safetensors"
-    save_hyper(run.average, path, provenance={}, encoder="tiny-encoder", half=False)
+    save_hyper(run.average, path, provenance={}, encoder="tiny-encoder", packed=False)
     assert read_first(path) == {
         "name": "tiny-encoder",
         "digest": deltas.digest(run.encoder.encoder.core),
@@ -196,7 +196,7 @@ def test_files_give_back_what_was_saved(folder, tmp_path):
 def test_the_first_stage_is_found_by_its_digest(folder, tmp_path):
     run = make_run(folder, tmp_path)
     encoder = run.encoder.encoder
-    save_encoder(encoder, tmp_path / "first.safetensors", provenance={}, half=False)
+    save_encoder(encoder, tmp_path / "first.safetensors", provenance={}, packed=False)
     first = {"name": str(tmp_path / "first.safetensors"), "digest": deltas.digest(encoder.core)}
     assert deltas.digest(find_first(first, where="x").core) == first["digest"]
     with pytest.raises(ZooError, match="trained anew"):
@@ -237,7 +237,7 @@ def test_figures_with_and_without_the_change(folder, tmp_path):
 def test_the_command_trains(folder, tmp_path, capsys):
     encoder = make_encoder(make_generator())
     save(Checkpoint(generator=make_generator()), tmp_path / "base.safetensors")
-    save_encoder(encoder, tmp_path / "first.safetensors", provenance={}, half=False)
+    save_encoder(encoder, tmp_path / "first.safetensors", provenance={}, packed=False)
     words = [
         "train",
         "hyper",
@@ -281,8 +281,8 @@ def test_the_command_inverts_with_a_small_hyperinverter(folder, tmp_path, capsys
     shake(run.average.core, 0.02)  # gently: latent files hold changes as float16
     model, first, hyper = (tmp_path / f"{name}.safetensors" for name in ("tiny", "first", "hyper"))
     save(Checkpoint(generator=run.generator), model)
-    save_encoder(run.encoder.encoder, first, provenance={}, half=False)
-    save_hyper(run.average, hyper, provenance={}, encoder=str(first), half=False)
+    save_encoder(run.encoder.encoder, first, provenance={}, packed=False)
+    save_hyper(run.average, hyper, provenance={}, encoder=str(first), packed=False)
 
     def invert_by(method: str, encoder, out: str) -> int:
         words = (folder / "000001.png", "--model", model, "--method", method, "--encoder", encoder)

@@ -19,7 +19,7 @@ def save_encoder(
     *,
     provenance: Mapping[str, Any],
     licence: str = "unknown",
-    half: bool = True,
+    packed: bool = True,
 ) -> None:
     """Write the core of an encoder, all at once; the trunk is not stored.
 
@@ -28,14 +28,14 @@ def save_encoder(
         path: safetensors file.
         provenance: plain values: how it was made.
         licence: terms of the weights.
-        half: store matrices and kernels in half precision.
+        packed: store matrices and kernels in 8 bits, with a scale per row.
 
     Raises:
-        CheckpointError: the encoder belongs to no generator, or its values are too large for half precision.
+        CheckpointError: the encoder belongs to no generator, or has values that are not finite.
     """
     FILES.write(
         path,
-        stored_tensors(encoder.core, half=half),
+        stored_tensors(encoder.core, packed=packed),
         config=encoder.core.config(),
         base=encoder.base,
         provenance=provenance,

@@ -21,21 +21,21 @@ def save_hyper(
     provenance: Mapping[str, Any],
     encoder: str = "",
     licence: str = "unknown",
-    half: bool = True,
+    packed: bool = True,
 ) -> None:
     """Write the core, all at once; encoder and trunk are not stored.
 
     Args:
         network: its encoder's ``base`` must say which generator it belongs to.
-        path, provenance, licence, half: see `limner.checkpoints.compact.save_encoder`.
+        path, provenance, licence, packed: see `limner.checkpoints.compact.save_encoder`.
         encoder: name or file of the encoder, to look for first.
 
     Raises:
-        CheckpointError: the encoder belongs to no generator, or values are too large for half precision.
+        CheckpointError: the encoder belongs to no generator, or has values that are not finite.
     """
     FILES.write(
         path,
-        stored_tensors(network.core, half=half),
+        stored_tensors(network.core, packed=packed),
         config=network.core.config(),
         base=network.base,
         provenance=provenance,

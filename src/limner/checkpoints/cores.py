@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from limner.errors import CheckpointError, KeyMismatchError
@@ -15,6 +16,11 @@ from limner.files import replacing
 from limner.nn.features import load_strictly, read_native
 
 Core = TypeVar("Core", bound=nn.Module)
+SCALE = ".scale"
+LEAST_NUMBERS = 256
+"""Smaller tensors stay in float32: biases, means and deviations."""
+STEPS = 127
+SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,12 @@ class CoreFiles:
         self,
         path: str | Path,
         make: Callable[..., Core],
-        unpack: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> tuple[Core, dict[str, Any]]:
         """Return a core, float32, frozen, on the CPU, and its header.
 
         Args:
             path: what `write` wrote.
             make: class of the core.
-            unpack: turns tensors as stored into those of the core; None where only their precision differs.
 
         Raises:
             ZooError: there is no such file.
@@ -117,7 +121,7 @@ class CoreFiles:
         )
         try:
             core = make(**about[self.entry])
-            values = unpack(state) if unpack else {name: value.float() for name, value in state.items()}
+            values = unpack_all(state)
         except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as error:
             raise self.mismatch(path, error) from None
         load_strictly(core, values, where=str(path))
@@ -133,18 +137,54 @@ def plain_words(value: Any) -> dict[str, str]:
     return {name: str(word) for name, word in value.items()} if isinstance(value, dict) else {}
 
 
-def stored_tensors(core: nn.Module, *, half: bool) -> dict[str, Tensor]:
-    """Return a core's tensors as they are written: on the CPU, matrices and kernels as float16 where ``half`` says so.
+def stored_tensors(core: nn.Module, *, packed: bool) -> dict[str, Tensor]:
+    """Return a core's tensors as they are written: on the CPU, matrices and kernels in 8 bits where ``packed`` says so.
 
     Raises:
-        CheckpointError: values are too large for half precision.
+        CheckpointError: values are not finite.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in core.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        if half and value.ndim >= 2:
-            value = value.half()
-            if not value.isfinite().all():
-                raise CheckpointError(f"{name} holds values too large for float16; write float32")
-        tensors[name] = value.clone()
+        value = value.detach().float().cpu().contiguous()
+        if not value.isfinite().all():
+            raise CheckpointError(f"{name} holds values that are not finite; nothing was written")
+        if packed and value.ndim >= 2 and value.numel() >= LEAST_NUMBERS:
+            tensors[name], tensors[name + SCALE] = pack(value)
+        else:
+            tensors[name] = value.clone()
     return tensors
+
+
+def pack(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a tensor in 8 bits and the scales of its rows: (..., n) -> int8 (..., n), float32 (rows,).
+
+    A row is what belongs to one index of the first dimension; of tensors with three dimensions, to one of the first two
+    (a task's own matrix).
+    """
+    lead = 2 if value.ndim == 3 else 1
+    rows = value.flatten(0, lead - 1).flatten(1)
+    scale = (rows.abs().amax(1) / STEPS).clamp_min(SMALLEST)
+    return (rows / scale[:, None]).round().clamp(-STEPS, STEPS).to(torch.int8).view(value.shape), scale
+
+
+def unpack(value: Tensor, scale: Tensor) -> Tensor:
+    """Return what `pack` packed, in float32."""
+    lead = 2 if value.ndim == 3 else 1
+    rows = value.flatten(0, lead - 1).flatten(1).float()
+    return (rows * scale[:, None]).view(value.shape)
+
+
+def unpack_all(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a core's tensors from those that a file holds.
+
+    Raises:
+        KeyError: there are scales without tensors.
+    """
+    scales = {name.removesuffix(SCALE): state.pop(name) for name in list(state) if name.endswith(SCALE)}
+    values = {
+        name: unpack(value, scales.pop(name)) if name in scales else value.float()
+        for name, value in state.items()
+    }
+    if scales:
+        raise KeyError(f"scales without tensors: {', '.join(scales)}")
+    return values

@@ -154,4 +154,4 @@ def _export(run: EncoderRun, path: Path, figures: dict[str, Any]) -> None:
 
     counts = run.pictures.counts if run.pictures else {}
     provenance = describe_run("train encoder", run, figures, counts=counts)
-    save_encoder(run.average, path, provenance=provenance, half=False)
+    save_encoder(run.average, path, provenance=provenance, packed=False)

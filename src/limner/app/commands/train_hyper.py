@@ -94,4 +94,4 @@ def _export(run: HyperRun, path: Path, figures: dict[str, Any]) -> None:
     from limner.checkpoints.compact_hyper import save_hyper
 
     provenance = describe_run("train hyper", run, figures, counts=run.pictures.counts)
-    save_hyper(run.average, path, provenance=provenance, encoder=run.options.encoder, half=False)
+    save_hyper(run.average, path, provenance=provenance, encoder=run.options.encoder, packed=False)
