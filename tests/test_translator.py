@@ -12,8 +12,8 @@ from conftest import W_DIM, make_generator
 import limner
 from limner import zoo
 from limner.checkpoints.compact import save_encoder
-from limner.checkpoints.native import OTHER_READERS
 from limner.checkpoints.cores import pack, unpack
+from limner.checkpoints.native import OTHER_READERS
 from limner.checkpoints.translator import load_translator, save_translator
 from limner.errors import CheckpointError, KeyMismatchError, OptionError, ShapeError, UnknownFormatError
 from limner.nn import deltas
