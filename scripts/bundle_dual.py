@@ -4,7 +4,7 @@
         --recipe recipes/dual-toon.yaml --source "900 renders ..." [--figures out/dual/figures.json]
 
 Writes src/limner/bundled/dual/NAME.safetensors and NAME.md.  Of more styles than asked for, evenly spread ones are kept.
-The sampler is left out: `limner dual` then draws among the styles.  Afterwards `python scripts/index_bundled.py`.
+With --no-sampler `limner dual` draws random styles among them.  Afterwards `python scripts/index_bundled.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CARD = """# {name} - a DualStyleGAN on {base}
 | file | `{name}.safetensors`, {megabytes:.2f} MB (extrinsic path and codes in 8 bits; {before:.1f} MB as float32) |
 | kind | dual: `limner dual PHOTO --model {name} --style 0`, `limner stylize PHOTO --style {name}:0` |
 | base | `{base}`, digest `{digest}`; another base is refused |
-| styles | {styles}, by number or name |
+| styles | {styles}, by number or name; random ones {random} |
 | source | {source} |
 | licence | {licence} |
 | recipe | `limner train dual --config {recipe}`, {kimg:.1f} thousand images, then `scripts/bundle_dual.py`; losses: {losses} |
@@ -40,7 +40,7 @@ CARD = """# {name} - a DualStyleGAN on {base}
 Measured when it was packed, on {samples} random faces in {shown} styles: packing changes pictures by {error:.4f} (root mean
 square, pixels from -1 to 1) where the style changes faces by {change:.4f}, {share:.1%} of it. {figures}
 
-Limits: no sampler; random styles are drawn among those above. {limits}
+Limits: {limits}
 """
 
 
@@ -75,6 +75,7 @@ def bundle(arguments: argparse.Namespace) -> Path:
         path,
         base_name=arguments.base,
         start_seed=int(run["start_seed"]),
+        sampler=trained.sampler if arguments.sampler else None,
         budget_bytes=arguments.kilobytes * 1000,
         metadata={"provenance": provenance, "licence": arguments.licence},
         samples=SAMPLES,
@@ -88,6 +89,7 @@ def bundle(arguments: argparse.Namespace) -> Path:
         megabytes=path.stat().st_size / 1e6,
         before=compression["bytes_before"] / 1e6,
         styles=len(kept),
+        random="by its sampler" if trained.sampler and arguments.sampler else "are drawn among them",
         source=arguments.source,
         licence=arguments.licence,
         recipe=arguments.recipe,
@@ -141,6 +143,9 @@ def main() -> int:
     parser.add_argument("--recipe", required=True, help="recipe of the training run")
     parser.add_argument("--licence", default="CC0-1.0", help="licence of the model")
     parser.add_argument("--styles", type=int, default=60, help="style codes to keep; 0 for all")
+    parser.add_argument(
+        "--sampler", action=argparse.BooleanOptionalAction, default=True, help="keep the sampler, 0.8 MB"
+    )
     parser.add_argument("--kilobytes", type=int, default=BUDGET_BYTES // 1000, help="size, at most")
     parser.add_argument("--most", type=float, default=0.1, help="share of the style that packing may lose")
     parser.add_argument("--figures", type=Path, help="figures.json of scripts/measure_dual.py, for the card")

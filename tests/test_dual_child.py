@@ -23,7 +23,7 @@ from limner.checkpoints.dual_child import (
 )
 from limner.errors import CheckpointError, KeyMismatchError
 from limner.nn.dual_start import start_extrinsic
-from limner.nn.dualstylegan import DualGenerator
+from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.stylization.dual import find_code, to_extrinsic
 
 ROOM = 600_000
@@ -218,6 +218,23 @@ def test_fine_blocks_come_back(tmp_path, codes, rank):
     assert (found - wanted).square().mean() < 1e-3 * (plain - wanted).square().mean()
     if rank:
         assert torch.allclose(paint(made.merged(), codes["000.jpg"]), wanted, atol=1e-5)
+
+
+def test_the_sampler_comes_back(tmp_path, dual, codes, file):
+    assert checkpoints.load(file).sampler is None
+    sampler = StyleSampler(structure_rows=7, color_rows=1, z_dim=16, noise_dim=8, hidden=32)
+    sampler(torch.randn(64, 8), torch.randn(64, 8))  # running means of the normalisation
+    sampler.eval()
+    path = tmp_path / "drawing.safetensors"
+    options = {"base_name": "base", "start_seed": 7, "sampler": sampler}
+    save_dual(dual, codes, make_generator(), path, budget_bytes=ROOM, **options)
+    again = checkpoints.load(path).sampler
+    assert again is not None
+    one, other = (x.sample(50, rng=torch.Generator().manual_seed(3)) for x in (sampler, again))
+    assert (one - other).norm() < 0.02 * one.norm()
+    assert checkpoints.load(path, parts=("dual",)).sampler is None
+    with pytest.raises(CheckpointError, match="do not fit|needs"):
+        save_dual(dual, codes, make_generator(), path, budget_bytes=9_000, **options)
 
 
 def test_a_rank_too_high_for_the_budget_is_said(tmp_path, codes):

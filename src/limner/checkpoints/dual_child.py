@@ -3,7 +3,8 @@
 The file is a safetensors file whose header says ``kind: dual``; it names the base, carries the digest of its generator
 and the number that the start weights are made from (`limner.nn.dual_start`).  Tensors are ``delta.*``, packed by
 `limner.nn.packing`, or, of models whose weights are of low rank already, ``whole.*`` in 8 bits with a scale per row; and
-``codes.*``, the styles' z+ codes in 8 bits with a scale per row.  Read, it is a whole model.
+``codes.*``, the styles' z+ codes in 8 bits with a scale per row; and, where there is one, ``sampler.*``, likewise.  Read, it
+is a whole model.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from limner.checkpoints.source import Source, open_source, replace_file
 from limner.errors import CheckpointError, KeyMismatchError, LimnerError, ShapeError
 from limner.nn import deltas
 from limner.nn.dual_start import start_extrinsic
-from limner.nn.dualstylegan import DualGenerator
+from limner.nn.dualstylegan import DualGenerator, StyleSampler
 from limner.nn.packing import HEADER_BYTES, pack, pack_rows, unpack, unpack_rows
 from limner.nn.stylegan2 import Generator
 
 KIND = "dual"
-DELTA, WHOLE, CODES, SCALE = "delta.", "whole.", "codes.", ".scale"
-BUDGET_BYTES = 1_690_000
+DELTA, WHOLE, CODES, SAMPLER, SCALE = "delta.", "whole.", "codes.", "sampler.", ".scale"
+COUNTER = "num_batches_tracked"
+BUDGET_BYTES = 2_400_000
 HEADER_SLACK = 6_000
 
 
@@ -81,6 +83,8 @@ def load(source: Source, options: ReadOptions) -> Checkpoint:
             kind: dict(zip(styles, unpack_codes(source.state, kind), strict=True))
             for kind, styles in names.items()
         }
+        if options.wants("sampler") and "sampler" in header:
+            checkpoint.sampler = unpack_sampler(source.state, dict(header["sampler"]))
     except (LimnerError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{source.path} is damaged: {error}") from None
     return checkpoint
@@ -149,6 +153,25 @@ def unpack_codes(tensors: Mapping[str, Tensor], kind: str) -> Tensor:
     return numbers.float() * scale.float()[:, :, None]
 
 
+def pack_sampler(sampler: StyleSampler) -> dict[str, Tensor]:
+    """Return a sampler's tensors as they are stored, in 8 bits; its counters of batches are of no use any more."""
+    state = {name: value for name, value in sampler.state_dict().items() if not name.endswith(COUNTER)}
+    return {SAMPLER + name: value for name, value in pack_rows(state).items()}
+
+
+def unpack_sampler(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleSampler:
+    """Return the sampler that `pack_sampler` stored, frozen.
+
+    Raises:
+        KeyMismatchError, ShapeError, RuntimeError: the tensors do not fit its sizes.
+    """
+    sampler = StyleSampler(**config)
+    packed = {key.removeprefix(SAMPLER): value for key, value in tensors.items() if key.startswith(SAMPLER)}
+    counters = {name: value for name, value in sampler.state_dict().items() if name.endswith(COUNTER)}
+    sampler.load_state_dict(unpack_rows(packed) | counters)
+    return sampler.eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def save_dual(
     dual: DualGenerator,
@@ -158,6 +181,7 @@ def save_dual(
     *,
     base_name: str,
     start_seed: int,
+    sampler: StyleSampler | None = None,
     budget_bytes: int = BUDGET_BYTES,
     metadata: Mapping[str, Any] | None = None,
     samples: int = 16,
@@ -172,6 +196,7 @@ def save_dual(
         path: where to.
         base_name: what the base is called in `limner.zoo`, or its file's name beside ``path``.
         start_seed: number of the start weights.
+        sampler: draws unseen styles; None for a file without.
         budget_bytes: largest size of the file.
         metadata: ``provenance``, ``licence`` and other plain values.
         samples, seed: random faces, in as many of the styles, on which the loss from packing is measured.
@@ -192,7 +217,9 @@ def save_dual(
         raise KeyMismatchError(f"the model's intrinsic path is not {base_name} (digest {own[:12]})")
     stacked = torch.stack(list(codes.values()))
     numbers, scale = pack_codes(stacked)
+    drawing = {} if sampler is None else pack_sampler(sampler)
     left = budget_bytes - numbers.numel() - 4 * scale.numel() - 2 * HEADER_BYTES
+    left -= sum(value.numel() * value.element_size() + HEADER_BYTES for value in drawing.values())
     left -= HEADER_SLACK + len(json.dumps(list(codes)))
     if left <= 0:
         raise CheckpointError(f"{len(codes)} codes do not fit {budget_bytes} bytes; give a larger budget")
@@ -203,6 +230,7 @@ def save_dual(
     network_bytes = sum(value.numel() * value.element_size() for value in tensors.values())
     tensors |= {CODES + "refined": numbers.contiguous(), CODES + "refined" + SCALE: scale.contiguous()}
     plain, before, after = _pictures(dual, start, stacked, unpack_codes(tensors, "refined"), samples, seed)
+    tensors |= drawing
     compression = {
         "bytes_before": before_bytes + 4 * stacked.numel(),
         "bytes_after": network_bytes + numbers.numel() + 4 * scale.numel(),
@@ -219,6 +247,7 @@ def save_dual(
         "dual": dual.extra,
         "start_seed": start_seed,
         "codes": {"refined": list(codes)},
+        **({} if sampler is None else {"sampler": sampler.config()}),
         "provenance": plain_values(about.pop("provenance", {})),
         "licence": str(about.pop("licence", "unknown")),
         "compression": compression,
