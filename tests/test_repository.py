@@ -127,7 +127,7 @@ def test_every_recipe_loads(file):
     last = file.stem.split("-")[-1]  # image2stylegan-study.yaml
     found = [name for name in (own, last) if name in cli.COMMANDS]
     command = found[0] if found else RECIPE_COMMANDS[file.parent.name]
-    options_class = cli.load_command(command)[1]
+    options_class = cli.choose_variant(command, cli.load_command(command)[1], ["--config", str(file)])
     known = {field.name for field in dataclasses.fields(options_class)}
     missing = {name: value for name, value in MISSING_IN_RECIPES[file.parent.name].items() if name in known}
     recipe = {**missing, **read_recipe(file)}
@@ -169,7 +169,7 @@ def test_commands_in_documents_exist(file):
         name, rest = cli.find_command(words)
         if "--help" in rest or name not in cli.COMMANDS:
             continue
-        options_class = cli.load_command(name)[1]
+        options_class = cli.choose_variant(name, cli.load_command(name)[1], rest)
         parser = cli.build_parser(name, options_class)
         _, unknown = parser.parse_known_intermixed_args(rest)
         assert not unknown, f"{file.name}: limner {' '.join(words)}"

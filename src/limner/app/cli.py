@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from limner.app.console import Console, Settings
 from limner.errors import LimnerError, OptionError
-from limner.options import Options, field_types, from_mapping, help_texts, read_recipe
+from limner.options import Options, check_value, field_types, from_mapping, help_texts, read_recipe
 
 # Name -> (module of app/commands, one line of help).  ``module`` stands for its ``run`` with ``Options``,
 # ``module:pull`` for its ``run_pull`` with ``PullOptions``.
@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "align": ("align", "cut aligned faces out of photos"),
     "paste": ("paste", "put an aligned face back into its photo"),
     "train gan": ("train_gan", "train a generator, from nothing or from another one"),
-    "train encoder": ("train_encoder", "train the compact encoder of a generator, or go on with it"),
+    "train encoder": ("train_encoder", "train an encoder of a generator: the compact one, pSp, e4e, ReStyle"),
     "train translator": ("train_translator", "train the networks of limner translate, all tasks in one"),
     "train hyper": (
         "train_hyper",
@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(overview(name))
             return 0 if rest else EXIT_ERROR
         function, options_class = load_command(name)
+        options_class = choose_variant(name, options_class, rest)
         if "-h" in rest or "--help" in rest:
             console.print(build_parser(name, options_class).format_help().rstrip())
             return 0
@@ -185,6 +186,30 @@ def load_command(name: str) -> tuple[Callable[[Any, Console], int], type[Options
     if not part:
         return module.run, module.Options
     return getattr(module, f"run_{part}"), getattr(module, f"{part.capitalize()}Options")
+
+
+def choose_variant(name: str, options_class: type[Options], words: Sequence[str]) -> type[Options]:
+    """Return the options of a command that fit its words: a few commands have others for each value of one option.
+
+    Such a command's module says so in ``VARIANTS``: the option's name, and value -> options dataclass.
+
+    Raises:
+        OptionError: the option has another value; unreadable recipe.
+    """
+    module = importlib.import_module(f"limner.app.commands.{COMMANDS[name][0].partition(':')[0]}")
+    option, classes = getattr(module, "VARIANTS", ("", {}))
+    if not option:
+        return options_class
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument(f"--{option.replace('_', '-')}", dest=option)
+    parser.add_argument("--config")
+    given = vars(parser.parse_known_args(list(words))[0])
+    if option not in given and "config" in given:
+        given = read_recipe(given["config"])
+    if option not in given:
+        return options_class
+    check_value(options_class.__dataclass_fields__[option], given[option])
+    return classes[given[option]]
 
 
 def has_default(field: dataclasses.Field) -> bool:

@@ -18,7 +18,7 @@ from limner.checkpoints.networks import Skeleton, adopt, as_tensor
 from limner.checkpoints.rosinality import strip_module
 from limner.checkpoints.source import open_source
 from limner.errors import KeyMismatchError, UnknownFormatError
-from limner.nn.irse import ArcFace
+from limner.nn.irse import ArcFace, Body, ResNetBody
 
 # Part of our name -> the original's, tried in order; `{}` stands for what the parentheses catch.
 _NORM = r"(weight|bias|running_mean|running_var)"
@@ -45,6 +45,15 @@ RESNET_NAMES = (
     (r"body\.blocks\.(\d+)\.shortcut\.conv\.weight", r"body.\1.downsample.0.weight"),
     (rf"body\.blocks\.(\d+)\.shortcut\.norm\.{_NORM}", r"body.\1.downsample.1.\2"),
 )
+TORCHVISION_NAMES = (
+    (r"stem\.conv\.weight", "conv1.weight"),
+    (rf"stem\.norm\.{_NORM}", r"bn1.\1"),
+    (r"conv([12])\.weight", r"conv\1.weight"),
+    (rf"norm([12])\.{_NORM}", r"bn\1.\2"),
+    (r"shortcut\.conv\.weight", r"downsample.0.weight"),
+    (rf"shortcut\.norm\.{_NORM}", r"downsample.1.\1"),
+)
+"""Part of our name for ResNet-34 -> torchvision's, behind ``layerS.N.`` for what lies in a block."""
 HEAD_NAMES = (
     (r"head\.lateral\.0\.(weight|bias)", r"latlayer1.\1"),
     (r"head\.lateral\.1\.(weight|bias)", r"latlayer2.\1"),
@@ -182,3 +191,69 @@ def load_arcface(path: PathLike) -> ArcFace:
     names = {name: foreign_name(name) for name in network.state_dict()}
     adopt(network, match_tensors(network, names, state, what=what), what=what)
     return network.requires_grad_(False)
+
+
+@torch.no_grad()
+def fill_body(body: Body, path: PathLike) -> bool:
+    """Copy published weights into an encoder's body: ArcFace's IR-SE50, or torchvision's ResNet-34.
+
+    Args:
+        body: is changed.
+        path: ``model_ir_se50.pth``, ``resnet34-....pth``, or any file with tensors of these names.
+
+    Returns:
+        Whether its stem was filled too; a stem that takes other channels than the file's is left as it is, as pSp and
+        ReStyle do, and so is the PReLU of ResNet's stem, which torchvision's has not.
+
+    Raises:
+        CheckpointError: no such file, unreadable, damaged or unsafe.
+        KeyMismatchError: its tensors are not those of the body.
+    """
+    source = open_source(path)
+    state, what = strip_module(source.state), f"the body in {source.path}"
+    tensors = {}
+    if isinstance(state, Mapping):
+        tensors = {str(name): x for name, value in state.items() if (x := as_tensor(value)) is not None}
+    torchvision = isinstance(body, ResNetBody) and "layer1.0.conv1.weight" in tensors
+    wanted, missing, misshapen = {}, {}, {}
+    for name, value in body.state_dict().items():
+        foreign = (
+            _torchvision_name(body, name)
+            if torchvision
+            else foreign_name(f"body.{name}", resnet=isinstance(body, ResNetBody))
+        )
+        found = None if foreign is None else tensors.get(foreign)
+        if foreign is None:
+            continue
+        if found is None:
+            missing[foreign] = name
+        elif name == "stem.conv.weight" and found.ndim == 4 and found.shape[1] != value.shape[1]:
+            continue
+        elif found.shape != value.shape:
+            misshapen[foreign] = (tuple(found.shape), tuple(value.shape))
+        else:
+            wanted[name] = found
+    if missing or misshapen:
+        raise KeyMismatchError(mismatch_message(what, missing, [], misshapen))
+    stem = "stem.conv.weight" in wanted
+    if not stem:
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("stem.")}
+    own = body.state_dict()
+    for name, value in wanted.items():
+        own[name].copy_(value)
+    return stem
+
+
+def _torchvision_name(body: Body, name: str) -> str | None:
+    """Return torchvision's name of one of ResNet-34's tensors; None for what it has not."""
+    before = ""
+    if match := re.match(r"blocks\.(\d+)\.", name):
+        number, stage = int(match[1]), 0
+        while number >= body.depths[stage]:
+            number -= body.depths[stage]
+            stage += 1
+        before, name = f"layer{stage + 1}.{number}.", name[match.end() :]
+    for pattern, replacement in TORCHVISION_NAMES:
+        if found := re.fullmatch(pattern, name):
+            return before + found.expand(replacement)
+    return None

@@ -68,17 +68,15 @@ class LatentCritic(nn.Module):
     Args:
         w_dim: width of w.
         width: of the hidden layers.
+        depth: layers; e4e has four.
     """
 
-    def __init__(self, *, w_dim: int, width: int = 512):
+    def __init__(self, *, w_dim: int, width: int = 512, depth: int = 3):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(w_dim, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, 1),
-        )
+        layers: list[nn.Module] = []
+        for inputs in [w_dim] + [width] * (depth - 2):
+            layers += [nn.Linear(inputs, width), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
         self.w_avg: Tensor
         self.w_std: Tensor
         self.register_buffer("w_avg", torch.zeros(w_dim))

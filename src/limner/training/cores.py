@@ -1,10 +1,12 @@
-"""Train a compact encoder, a translator or a small HyperInverter: what is saved, averaged and measured in the loop."""
+"""Train an encoder, a translator or a small HyperInverter: what is saved, averaged and measured in the loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from torch import nn
 
 from limner.errors import KeyMismatchError
 from limner.training.loop import Trainable, Training
@@ -14,12 +16,23 @@ RAMP = 0.1
 """The half-life of the average is at most this share of the images seen so far."""
 
 
-class CoreTrainable(Trainable, Protocol):
-    """What a run holds: an `EncoderRun`, a `TranslatorRun` or a `HyperRun`."""
+class NetTrainable(Trainable, Protocol):
+    """What a run holds: see `limner.training.lessons.NetRun`."""
 
-    encoder: Any
-    average: Any
     critic: Any
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Name and digest of the generator."""
+        ...
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Return what is trained by name."""
+        ...
+
+    def averages(self) -> dict[str, nn.Module]:
+        """Return the averages by name, in the same order."""
+        ...
 
 
 class Lessons(Protocol):
@@ -38,11 +51,11 @@ class Lessons(Protocol):
         ...
 
 
-Run = TypeVar("Run", bound=CoreTrainable)
+Run = TypeVar("Run", bound=NetTrainable)
 
 
 class EncoderTraining(Training[Run]):
-    """The training of a core on a frozen trunk, on disk.
+    """The training of networks for a generator, on disk.
 
     Args:
         run: its networks.
@@ -67,24 +80,25 @@ class EncoderTraining(Training[Run]):
         return self.lessons.step(random)
 
     def move_average(self) -> None:
-        """Move the averaged core."""
+        """Move the averaged networks."""
         run, options = self.run, self.run.options
-        update_average(
-            run.average.core,
-            run.encoder.core,
-            images=run.images,
-            batch=options.batch_size,
-            half_kimg=options.ema_kimg,
-            ramp=RAMP,
-        )
+        for average, network in zip(run.averages().values(), run.trained().values(), strict=True):
+            update_average(
+                average,
+                network,
+                images=run.images,
+                batch=options.batch_size,
+                half_kimg=options.ema_kimg,
+                ramp=RAMP,
+            )
 
     def parts(self) -> dict[str, Any]:
-        """Return the cores, the critic, the optimisers and which generator all belongs to."""
+        """Return the networks, the critic, the optimisers and which generator all belongs to."""
         run = self.run
+        networks = run.trained() | run.averages()
         return {
-            "base": run.encoder.base,
-            "encoder": run.encoder.core.state_dict(),
-            "average": run.average.core.state_dict(),
+            "base": run.base,
+            **{name: network.state_dict() for name, network in networks.items()},
             "critic": run.critic and run.critic.state_dict(),
             "lessons": self.lessons.state(),
         }
@@ -96,13 +110,13 @@ class EncoderTraining(Training[Run]):
             KeyMismatchError: the state belongs to another generator.
         """
         run = self.run
-        if state["base"].get("digest") != run.encoder.base.get("digest"):
+        if state["base"].get("digest") != run.base.get("digest"):
             raise KeyMismatchError(
-                f"{self.out}/state.pt belongs to another generator than {run.encoder.base.get('name', 'this one')}; "
+                f"{self.out}/state.pt belongs to another generator than {run.base.get('name', 'this one')}; "
                 "give another out folder"
             )
-        run.encoder.core.load_state_dict(state["encoder"])
-        run.average.core.load_state_dict(state["average"])
+        for name, network in (run.trained() | run.averages()).items():
+            network.load_state_dict(state[name])
         if run.critic is not None:
             run.critic.load_state_dict(state["critic"])
         self.lessons.load_state(state["lessons"])

@@ -1,4 +1,4 @@
-"""What compact encoders, translators and small HyperInverters learn with: the run's networks, its optimiser, its losses.
+"""What encoders, translators and small HyperInverters learn with: the run's networks, its optimiser, its losses.
 
 Source: Richardson et al. 2021, pSp (arXiv 2008.00951), section 3.2: losses of pictures.
 """
@@ -6,6 +6,7 @@ Source: Richardson et al. 2021, pSp (arXiv 2008.00951), section 3.2: losses of p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +24,7 @@ from limner.training.gan.games import draw_w_plus
 from limner.training.loop import Progress, cosine_share
 from limner.training.optimizers import make_optimizer
 from limner.training.run import Runtime, StepRandom
-from limner.training.shared_options import CodeOptions, CoreOptions
+from limner.training.shared_options import CodeOptions, CoreOptions, NetOptions
 
 ADAM_BETA1 = 0.9
 LARGEST_GRADIENT = 5.0
@@ -40,29 +41,44 @@ class Network(Protocol):
     base: dict[str, str]
 
 
+Settings = TypeVar("Settings", bound=NetOptions)
 Options = TypeVar("Options", bound=CoreOptions)
 N = TypeVar("N", bound=Network)
 
 
 @dataclass
-class CoreRun(Progress, Generic[Options, N]):
-    """The networks of a run and how far it is.
+class NetRun(Progress, Generic[Settings]):
+    """A run that trains networks for a generator; which ones is left to the classes derived from this.
 
     Args:
         options: settings.
         runtime: device and processes.
-        generator: frozen base.
-        encoder: trained; what is frozen in it stands outside its core.
-        average: its average, which is shipped.
+        generator: paints; frozen, unless it is trained too.
         critic: latent discriminator, if the options ask for one.
     """
 
-    options: Options
+    options: Settings
     runtime: Runtime
     generator: Generator
-    encoder: N
-    average: N
     critic: LatentCritic | None = field(default=None, kw_only=True)
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Name and digest of the generator."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Return the networks that the optimiser changes, under the names that they have in a saved state."""
+        raise NotImplementedError
+
+    def averages(self) -> dict[str, nn.Module]:
+        """Return their averages, which are shipped, in the same order."""
+        raise NotImplementedError
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the optimiser changes."""
+        for network in self.trained().values():
+            yield from network.parameters()
 
     def learning_rate(self, full: float) -> float:
         """Return the rate now: rising at the start, lowered to a twentieth over the last ``decay_kimg``."""
@@ -73,25 +89,48 @@ class CoreRun(Progress, Generic[Options, N]):
         return full * rise * cosine_share(options, self.images, LEAST_RATE)
 
 
-R = TypeVar("R", bound=CoreRun)
+@dataclass
+class CoreRun(NetRun[Options], Generic[Options, N]):
+    """The networks of a run that trains a core on a frozen trunk.
+
+    Args:
+        encoder: trained; what is frozen in it stands outside its core.
+        average: its average.
+    """
+
+    encoder: N
+    average: N
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Name and digest of the generator."""
+        return self.encoder.base
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Return the core."""
+        return {"encoder": self.encoder.core}
+
+    def averages(self) -> dict[str, nn.Module]:
+        """Return the averaged core."""
+        return {"average": self.average.core}
 
 
-class CoreLessons(ABC, Generic[R]):
+R = TypeVar("R", bound=NetRun)
+
+
+class NetLessons(ABC, Generic[R]):
     """One step of training; what it learns from is left to the classes derived from this.
 
     Args:
         run: networks and settings.
+        optimizer: of everything that is trained.
     """
 
-    def __init__(self, run: R):
-        self.run = run
-        self.optimizer = make_optimizer(
-            run.options.optimizer,
-            run.encoder.core.parameters(),
-            lr=run.options.lr,
-            betas=(ADAM_BETA1, run.options.beta2),
-            weight_decay=run.options.weight_decay,
-        )
+    largest_gradient: float | None = LARGEST_GRADIENT
+    """Length to which gradients are cut; None leaves them."""
+
+    def __init__(self, run: R, optimizer: torch.optim.Optimizer):
+        self.run, self.optimizer = run, optimizer
 
     @abstractmethod
     def step(self, random: StepRandom) -> dict[str, float]:
@@ -106,15 +145,40 @@ class CoreLessons(ABC, Generic[R]):
         self.optimizer.load_state_dict(state["optimizer"])
 
     def update(self) -> None:
-        """Average gradients over processes and take a step of the core's optimiser at the current rate."""
+        """Average gradients over processes and take a step of the optimiser at the current rate."""
         run = self.run
-        parameters = [p for p in run.encoder.core.parameters() if p.grad is not None]
+        parameters = [p for p in run.parameters() if p.grad is not None]
         run.runtime.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        if self.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(parameters, self.largest_gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = run.learning_rate(run.options.lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+C = TypeVar("C", bound=CoreRun)
+
+
+class CoreLessons(NetLessons[C]):
+    """One step of training a core.
+
+    Args:
+        run: networks and settings.
+    """
+
+    def __init__(self, run: C):
+        options = run.options
+        super().__init__(
+            run,
+            make_optimizer(
+                options.optimizer,
+                run.parameters(),
+                lr=options.lr,
+                betas=(ADAM_BETA1, options.beta2),
+                weight_decay=options.weight_decay,
+            ),
+        )
 
 
 @torch.no_grad()

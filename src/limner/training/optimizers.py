@@ -21,8 +21,10 @@ class Ranger(torch.optim.RAdam):
         lr, betas, eps: see `torch.optim.RAdam`.
         every: steps between looks.
         share: of the way that is kept.
+        centralize: take from the gradient of every matrix and kernel its mean over all axes but the first, as pSp does.
 
-    Source: Liu et al. 2020, RAdam (arXiv 1908.03265); Zhang et al. 2019, Lookahead (arXiv 1907.08610), algorithm 1.
+    Source: Liu et al. 2020, RAdam (arXiv 1908.03265); Zhang et al. 2019, Lookahead (arXiv 1907.08610), algorithm 1;
+    Yong et al. 2020, Gradient Centralization (arXiv 2004.01461), equation 1.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Ranger(torch.optim.RAdam):
         eps: float = 1e-5,
         every: int = 6,
         share: float = 0.5,
+        centralize: bool = False,
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        self.every, self.share = every, share
+        self.every, self.share, self.centralize = every, share, centralize
         # They stand in the first group, since a state keeps what groups hold.
         self.param_groups[0]["looks"] = 0
 
@@ -46,6 +49,10 @@ class Ranger(torch.optim.RAdam):
         trained: list[Tensor] = [
             p for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
+        if self.centralize:
+            for p in trained:
+                if p.grad is not None and p.ndim > 1:
+                    p.grad.sub_(p.grad.mean(tuple(range(1, p.ndim)), keepdim=True))
         # RAdam takes an empty state for that of a first step: the slow weights join it afterwards.
         fresh = {p: p.detach().clone() for p in trained if not self.state[p]}
         found = super().step(closure)  # type: ignore[arg-type]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from limner.options import Options, knob, precision_knob
 
+ARCHITECTURES = ("compact", "psp", "e4e", "restyle-psp", "restyle-e4e")
+"""Of encoders: our own small one, and those that were published."""
+
 
 @dataclass(frozen=True)
 class RunOptions(Options):
@@ -44,11 +47,23 @@ class LoopOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class CoreOptions(LoopOptions):
-    """What the training of a core on a frozen trunk has: of an encoder, a translator, a HyperInverter."""
+class NetOptions(LoopOptions):
+    """What the training of a network that belongs to a generator has."""
 
     base: str = knob("heads")
     """Generator that the network is for, name or file."""
+    lr: float = knob(0.001, lo=0, hi=1)
+    """Learning rate."""
+    warmup_kimg: float = knob(0.5, lo=0)
+    """The learning rate rises over so many thousand images."""
+    figure_kimg: float = knob(5.0, lo=0.001)
+    """Thousands of images between sheets and figures."""
+
+
+@dataclass(frozen=True)
+class CoreOptions(NetOptions):
+    """What the training of a core on a frozen trunk has: of an encoder, a translator, a HyperInverter."""
+
     width: int = knob(96, lo=8, hi=1024)
     """Channels of the pyramid."""
     hidden: int = knob(256, lo=8, hi=4096)
@@ -59,18 +74,12 @@ class CoreOptions(LoopOptions):
     """Weight of the perceptual distance on the trunk."""
     identity: float = knob(0.5, lo=0, hi=1000)
     """Weight of the squared distance of the identity embeddings; 0 saves time."""
-    lr: float = knob(0.001, lo=0, hi=1)
-    """Learning rate."""
     optimizer: str = knob("adamw", choices=("adam", "adamw", "ranger"))
     """adamw: with weight_decay; ranger: rectified Adam with lookahead, as pSp and e4e use."""
     weight_decay: float = knob(0.01, lo=0, hi=1)
     """adamw: share of the learning rate by which weights shrink in every step."""
     beta2: float = knob(0.99, lo=0, hi=1)
     """Second beta of the optimiser; the first is 0.9."""
-    warmup_kimg: float = knob(0.5, lo=0)
-    """The learning rate rises over so many thousand images."""
-    figure_kimg: float = knob(5.0, lo=0.001)
-    """Thousands of images between sheets and figures."""
 
 
 @dataclass(frozen=True)

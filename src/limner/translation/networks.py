@@ -27,11 +27,15 @@ PSP_TASKS: dict[str, tuple[str, ...]] = {
     "ffhq_frontalize": ("frontal",),
     "ffhq_encode": ("toon",),
 }
+TASK_KEY = "limner_task"
+"""Name in ``opts`` by which Limner's own training says its task, where pSp has none like it: inpaint, and toon pictures
+to faces, the other way round than toonify."""
 """``dataset_type`` of pSp's ``opts`` -> what the checkpoint does; toonify was trained as ``ffhq_encode``."""
 BY_CHANNELS: dict[int, tuple[str, ...]] = {
     1: ("sketch",),
     len(CELEBA): ("labels",),
     3: ("toon", "super-resolution", "frontal"),
+    4: ("inpaint",),
 }
 """What an encoder may do whose ``opts`` do not say it."""
 
@@ -71,9 +75,13 @@ class PspTranslator(nn.Module):
         channels = encoder.in_channels // (2 if encoder.feedback else 1)
         if channels not in BY_CHANNELS:
             raise CheckpointError(
-                f"this encoder sees {channels} channels; expected 1 (sketch), 3 (photo) or {len(CELEBA)} (label map)"
+                f"this encoder sees {channels} channels; expected 1 (sketch), 3 (photo), "
+                f"4 (photo and mask) or {len(CELEBA)} (label map)"
             )
-        named = PSP_TASKS.get(str((opts or {}).get("dataset_type")), BY_CHANNELS[channels])
+        opts = opts or {}
+        own = opts.get(TASK_KEY)
+        named = (str(own),) if own else PSP_TASKS.get(str(opts.get("dataset_type")), BY_CHANNELS[channels])
+        self.from_toon = own == "toon"
         self._tasks = list(named if set(named) <= set(BY_CHANNELS[channels]) else BY_CHANNELS[channels])
         self.input_px = encoder.in_size
 
@@ -117,7 +125,8 @@ def input_side(network: TaskNetwork, generator: Generator) -> int:
 
 def sees_photo(network: TaskNetwork, task: Task) -> bool:
     """Say whether the input of a task is a photo, in which faces can be found: pSp's toonify turns photos into toons."""
-    return task.photo or (isinstance(network, PspTranslator) and task.name == "toon")
+    toonify = isinstance(network, PspTranslator) and not network.from_toon
+    return task.photo or (toonify and task.name == "toon")
 
 
 def default_mix(generator: Generator) -> LayerMask:

@@ -8,6 +8,7 @@ Differs: sketches are made by one filter that also cleans hand drawings, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.errors import OptionError, ShapeError
-from limner.translation.classes import OURS, swaps
+from limner.translation.classes import OURS, LabelClass, swaps
 
 REFERENCE_PX = 256
 """Side for which widths in pixels are given."""
 LUMA = (0.299, 0.587, 0.114)
 FACTORS = (4, 8, 16)
 """Of random down-sampling."""
+Scheme = tuple[LabelClass, ...]
 LABEL_INDICES = tuple(one.index for one in OURS)
 """Index of the class that each channel of the task ``labels`` stands for."""
 
@@ -79,6 +81,8 @@ def make_input(
     rng: torch.Generator | None = None,
     *,
     paired: Tensor | None = None,
+    scheme: Scheme = OURS,
+    factors: Sequence[int] = FACTORS,
 ) -> Tensor:
     """Make what a task's network sees.
 
@@ -87,8 +91,10 @@ def make_input(
         photo: (B, 3, H, W), [-1, 1], aligned: the true face, where the input is made of it.
         rng: varies strength, factor and mask per picture; a generator on the CPU.  None for fixed defaults.
         paired: what belongs to the photo instead of what would be made of it: a drawing (B, 1 or 3, H, W) in
-            [-1, 1]; a label map of our classes, integers (B, H, W) or (B, 1, H, W); a small picture, of any
+            [-1, 1]; a label map, integers (B, H, W) or (B, 1, H, W); a small picture, of any
             side; a mask (B, 1, H, W), 1 where parts are missing; the turned or the toon picture.
+        scheme: classes of the label map; ours unless the network was made for others, as pSp's are.
+        factors: of down-sampling, of which ``rng`` picks one per picture.
 
     Returns:
         (B, in_channels, H, W).  Sketches are in [0, 1], 1 for paper; label maps one-hot; of ``inpaint`` the first three
@@ -106,9 +112,9 @@ def make_input(
     if task.name == "labels":
         if paired is None:
             raise OptionError("the task labels needs a label map (paired); none can be made from a photo")
-        return one_hot(paired)
+        return one_hot(paired, scheme)
     if task.name == "super-resolution":
-        return shrink(photo, rng) if paired is None else resize(paired, photo.shape[2:])
+        return shrink(photo, rng, factors=factors) if paired is None else resize(paired, photo.shape[2:])
     if task.name == "inpaint":
         mask = make_masks(photo, rng) if paired is None else paired.to(photo)
         if mask.shape != (len(photo), 1, *photo.shape[2:]):
@@ -117,31 +123,32 @@ def make_input(
     return photo if paired is None else resize(paired, photo.shape[2:])
 
 
-def show_input(task: str | Task, x: Tensor) -> Tensor:
+def show_input(task: str | Task, x: Tensor, *, scheme: Scheme = OURS) -> Tensor:
     """Return a picture of what a task's network sees.
 
     Args:
         task: or its name.
         x: (B, in_channels, H, W), as `make_input` returns it.
+        scheme: classes of label maps.
 
     Returns:
-        (B, 3, H, W), [-1, 1]; label maps in our classes' colours.
+        (B, 3, H, W), [-1, 1]; label maps in the colours of their classes.
     """
     task = find_task(task) if isinstance(task, str) else task
     if task.name == "labels":
-        colors = torch.tensor([one.color for one in OURS]).to(x) / 127.5 - 1
+        colors = torch.tensor([one.color for one in scheme]).to(x) / 127.5 - 1
         return torch.einsum("bchw,cd->bdhw", x, colors)
     return (2 * x - 1).expand(-1, 3, -1, -1) if task.in_channels == 1 else x[:, :3]
 
 
-def mirror_input(task: str | Task, x: Tensor) -> Tensor:
+def mirror_input(task: str | Task, x: Tensor, *, scheme: Scheme = OURS) -> Tensor:
     """Return the input of the mirrored face: left and right classes change places in label maps."""
     task = find_task(task) if isinstance(task, str) else task
     x = x.flip(3)
     if task.name != "labels":
         return x
-    other = swaps(OURS)
-    order = [LABEL_INDICES.index(other.get(index, index)) for index in LABEL_INDICES]
+    other, indices = swaps(scheme), [one.index for one in scheme]
+    order = [indices.index(other.get(index, index)) for index in indices]
     return x[:, order]
 
 
@@ -199,8 +206,8 @@ def draw(image: Tensor, rng: torch.Generator | None = None) -> Tensor:
     return torch.cat(found)
 
 
-def one_hot(labels: Tensor) -> Tensor:
-    """Turn label maps of our classes, integers (B, H, W) or (B, 1, H, W), into (B, classes, H, W) of 0 and 1.
+def one_hot(labels: Tensor, scheme: Scheme = OURS) -> Tensor:
+    """Turn label maps of a scheme, integers (B, H, W) or (B, 1, H, W), into (B, classes, H, W) of 0 and 1.
 
     Raises:
         ShapeError: other shapes, or an index that is no class.
@@ -209,25 +216,33 @@ def one_hot(labels: Tensor) -> Tensor:
         labels = labels[:, 0]
     if labels.ndim != 3 or labels.is_floating_point():
         raise ShapeError(f"label map is {labels.dtype} {tuple(labels.shape)}, expected integers (B, H, W)")
-    planes = torch.stack([labels == index for index in LABEL_INDICES], 1)
+    indices = tuple(one.index for one in scheme)
+    planes = torch.stack([labels == index for index in indices], 1)
     if not bool(planes.any(1).all()):
-        unknown = sorted(set(labels.unique().tolist()) - set(LABEL_INDICES))
-        raise ShapeError(f"label map holds the indices {unknown}; classes are {LABEL_INDICES}")
+        unknown = sorted(set(labels.unique().tolist()) - set(indices))
+        raise ShapeError(f"label map holds the indices {unknown}; classes are {indices}")
     return planes.float()
 
 
-def shrink(photo: Tensor, rng: torch.Generator | None = None, *, factor: int = 8) -> Tensor:
+def shrink(
+    photo: Tensor,
+    rng: torch.Generator | None = None,
+    *,
+    factor: int = 8,
+    factors: Sequence[int] = FACTORS,
+) -> Tensor:
     """Down-sample photos and bring them back to their size.
 
     Args:
         photo: (B, 3, H, W).
-        rng: picks one of `FACTORS` per picture.
+        rng: picks one of ``factors`` per picture.
         factor: without ``rng``.
+        factors: see above.
     """
     found = []
     for one in photo.split(1):
         if rng is not None:
-            factor = FACTORS[int(torch.randint(len(FACTORS), (), generator=rng))]
+            factor = factors[int(torch.randint(len(factors), (), generator=rng))]
         small = [max(1, side // factor) for side in photo.shape[2:]]
         found.append(resize(resize(one, tuple(small)), photo.shape[2:]))
     return torch.cat(found)

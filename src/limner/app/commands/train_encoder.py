@@ -1,4 +1,4 @@
-"""``limner train encoder``: train the compact encoder of a generator, resumable."""
+"""``limner train encoder``: train the compact encoder of a generator, or one of a published architecture, resumable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from limner.app.console import Console
 from limner.app.training import describe_run, fit, launch, plot, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.encoder.options import EncoderOptions as Options
+from limner.training.psp.options import PspOptions
+from limner.training.shared_options import ARCHITECTURES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +25,16 @@ STEPS_SHOWN = 3
 FALLBACK_PICTURES = 8
 
 
-def run(options: Options, console: Console) -> int:
+VARIANTS = ("architecture", {name: Options if name == "compact" else PspOptions for name in ARCHITECTURES})
+"""The option that decides which options there are, and its values."""
+
+
+def run(options: Options | PspOptions, console: Console) -> int:
     """Train until ``kimg``, ``seconds`` or an interrupt; the state is saved in each case."""
+    if isinstance(options, PspOptions):
+        from limner.app.commands import train_psp
+
+        return train_psp.run(options, console)
     return launch(_train, options, console)
 
 
@@ -106,9 +116,6 @@ def _exam_pictures(options: Options, generator: Generator, runtime: Runtime) -> 
     """Return held-out pictures and the faces of photos, their names, and how many are no photos."""
     import torch
 
-    from limner import media
-    from limner.faces import crop_face, find_alignments
-    from limner.faces.options import AlignOptions, DetectOptions
     from limner.training.data import PictureSet
 
     images, names = [], []
@@ -123,14 +130,25 @@ def _exam_pictures(options: Options, generator: Generator, runtime: Runtime) -> 
         with torch.no_grad():
             images.append(generator(z, psi=0.7).clamp(-1, 1).cpu())
         names += [f"made {n}" for n in range(FALLBACK_PICTURES)]
-    renders = len(names)
-    for path in _photos(options.photos):
+    faces, more = read_faces(options.photos, generator.resolution)
+    return torch.cat([*images, *faces]).to(runtime.device), [*names, *more], len(names)
+
+
+def read_faces(folder: str, side: int) -> tuple[list[Tensor], list[str]]:
+    """Return the aligned faces of all photos of a folder, (1, 3, side, side) each, and their photos' names."""
+    from limner import media
+    from limner.faces import crop_face, find_alignments
+    from limner.faces.options import AlignOptions, DetectOptions
+
+    images, names = [], []
+    for path in _photos(folder):
         photo = media.read(path)
-        align = AlignOptions(size=generator.resolution)
-        for alignment in find_alignments(photo.pixels, align, DetectOptions(), where=str(path)):
+        for alignment in find_alignments(
+            photo.pixels, AlignOptions(size=side), DetectOptions(), where=str(path)
+        ):
             images.append(media.to_image(crop_face(photo.pixels, alignment)))
             names.append(path.stem)
-    return torch.cat(images).to(runtime.device), names, renders
+    return images, names
 
 
 def _photos(folder: str) -> list[Path]:

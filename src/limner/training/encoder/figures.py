@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from limner import media
 from limner.inversion import Distance, InversionOptions, invert
 from limner.inversion.report import measure
-from limner.nn.compact import CompactEncoder
 from limner.nn.stylegan2 import Generator
 
 FIGURES = ("psnr", "ssim", "perceptual", "identity")
@@ -49,12 +49,24 @@ class EncoderExam:
         self.generator, self.image, self.names, self.renders = generator, image, tuple(names), renders
         self.perceptual, self.identity, self.steps = perceptual, identity, steps
         with torch.no_grad():
-            floor = generator.synthesis(generator.broadcast(generator.w_avg[None])).clamp(-1, 1)
+            floor = self.paint(generator.broadcast(generator.w_avg[None]))
         self.floor = floor.expand_as(image)
         self.ceiling = self._search(ceiling_steps, keep) if ceiling_steps else None
         self.limits = self._figures(self.floor, "floor")
         if self.ceiling is not None:
             self.limits |= self._figures(self.ceiling, "ceiling")
+
+    def paint(self, w_plus: Tensor) -> Tensor:
+        """w+ (B, L, w_dim) -> pictures as they are compared."""
+        return self.generator.synthesis(w_plus).clamp(-1, 1)
+
+    def rows(self, encoder: Any) -> list[Tensor]:
+        """Return what an encoder makes of the pictures, after every step."""
+        return [self.paint(w_plus) for w_plus in encoder.encode(self.generator, self.image, steps=self.steps)]
+
+    def above(self) -> list[tuple[str, Tensor]]:
+        """Return what stands above the mean face in a sheet."""
+        return [("picture", self.image)]
 
     def _search(self, steps: int, keep: Path | None) -> Tensor:
         if keep is not None and keep.is_file():
@@ -91,20 +103,18 @@ class EncoderExam:
         return figures
 
     @torch.no_grad()
-    def measure(self, encoder: CompactEncoder, sheet: Path | None = None) -> dict[str, float]:
+    def measure(self, encoder: Any, sheet: Path | None = None) -> dict[str, float]:
         """Return the figures of an encoder with those of floor and ceiling; write a sheet.
 
         Args:
-            encoder: of this generator.
+            encoder: of this generator, as `rows` takes it.
             sheet: picture to write: originals, every step, the ceiling.
         """
-        rows = [
-            self.generator.synthesis(w_plus).clamp(-1, 1)
-            for w_plus in encoder.encode(self.generator, self.image, steps=self.steps)
-        ]
+        rows = self.rows(encoder)
         if sheet is not None:
-            labels = ["picture", "mean", *(f"step {n + 1}" for n in range(self.steps))]
-            shown = [self.image, self.floor, *rows]
+            above = self.above()
+            labels = [*(label for label, _ in above), "mean", *(f"step {n + 1}" for n in range(len(rows)))]
+            shown = [*(image for _, image in above), self.floor, *rows]
             if self.ceiling is not None:
                 labels.append("search")
                 shown.append(self.ceiling)

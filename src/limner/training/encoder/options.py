@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from limner.options import knob, with_default
-from limner.training.shared_options import CodeOptions
+from limner.training.shared_options import ARCHITECTURES, CodeOptions
 
 
 @dataclass(frozen=True)
 class EncoderOptions(CodeOptions):
     """Train the compact encoder of a generator."""
 
+    architecture: str = knob("compact", choices=ARCHITECTURES)
+    """compact: the small one of the bundled models, which these options are for; the published ones have options of their
+    own: limner train encoder --architecture psp --help."""
     data: tuple[str, ...] = knob(())
     """Folder or zip of training pictures (square, aligned), or several: A,B; empty to learn from generated faces alone."""
     out: str = with_default(CodeOptions, "out", "runs/encoder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from limner.training.data import (
     select_names,
     split_sources,
 )
-from limner.translation import TASKS, Task
-from limner.translation.classes import OURS
-from limner.translation.labels import by_index
+from limner.translation import TASKS, Task, make_input, mirror_input
+from limner.translation.classes import OURS, SCHEMES
+from limner.translation.labels import by_index, convert
+from limner.translation.tasks import Scheme
 
 CHUNK = 16
 """Pictures that the teacher sees at a time; always the same, since sums depend on it in their last bits."""
@@ -51,12 +53,14 @@ def find_tasks(names: tuple[str, ...]) -> dict[str, Task]:
     return {name: task for name, task in TASKS.items() if name in chosen}
 
 
-def read_labels(parts: Parts, resolution: int) -> Tensor:
-    """Return label maps of our classes, uint8 (N, R, R), of folders of indexed PNGs; no class is blended.
+def read_labels(parts: Parts, resolution: int, *, classes: str = "limner", to: str = "limner") -> Tensor:
+    """Return label maps, uint8 (N, R, R), of folders of indexed PNGs; no class is blended.
 
     Args:
         parts: folders and names.
         resolution: side in px.
+        classes: scheme of the files, a key of `limner.translation.classes.SCHEMES`.
+        to: scheme of the result.
 
     Raises:
         MediaError: a map is not an indexed or grey picture, or holds what is no class.
@@ -68,8 +72,8 @@ def read_labels(parts: Parts, resolution: int) -> Tensor:
             if picture.mode not in ("P", "L"):
                 raise MediaError(f"{file} is {picture.mode}, expected a label map: an indexed picture")
             small = picture.resize((resolution, resolution), Image.Resampling.NEAREST)
-            labels = by_index(np.array(small, dtype=np.uint8), OURS, where=str(file))
-            into.copy_(torch.from_numpy(labels.astype(np.uint8)))
+            labels = by_index(np.array(small, dtype=np.uint8), SCHEMES[classes], where=str(file))
+            into.copy_(torch.from_numpy(convert(labels, SCHEMES[classes], to).astype(np.uint8)))
     return found
 
 
@@ -119,6 +123,7 @@ class Scenes:
         tasks: what they are wanted for.
         select: see `limner.training.data.split_ranges`; holds for all folders.
         every: each folder must give scenes; else only one of them must.
+        classes, to: see `read_labels`.
 
     Attributes:
         names: of the scenes; equal names in two folders are different scenes.
@@ -137,6 +142,8 @@ class Scenes:
         *,
         select: str = "",
         every: bool = True,
+        classes: str = "limner",
+        to: str = "limner",
     ):
         kinds = sorted({kind for task in tasks.values() for kind in (task.source, task.truth)})
         found = {place: list_scenes(place, kinds, select) for place in split_sources(root, what="pairs")}
@@ -151,8 +158,10 @@ class Scenes:
         self.pixels: dict[str, Tensor] = {}
         for kind in kinds:
             parts = [(place / kind, names[kind]) for place, names in found.items() if names[kind]]
-            read = read_labels if kind == "labels" else load_parts
-            self.pixels[kind] = read(parts, resolution)
+            if kind == "labels":
+                self.pixels[kind] = read_labels(parts, resolution, classes=classes, to=to)
+            else:
+                self.pixels[kind] = load_parts(parts, resolution)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -167,6 +176,62 @@ class Scenes:
         """
         found = self.pixels[kind][chosen].to(device)
         return found.long()[:, None] if kind == "labels" else found.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class DrawnScenes:
+    """Random scenes of one task.
+
+    Attributes:
+        x: what its network sees, (B, C, R, R).
+        truth: (B, 3, R, R), what should come out.
+        chosen: numbers of the scenes, (B,).
+        flip: which of them are mirrored, (B,).
+    """
+
+    x: Tensor
+    truth: Tensor
+    chosen: Tensor
+    flip: Tensor
+
+
+def draw_scenes(
+    scenes: Scenes,
+    task: Task,
+    count: int,
+    rng: torch.Generator,
+    *,
+    mirror: bool,
+    shift: float,
+    device: torch.device,
+    scheme: Scheme = OURS,
+) -> DrawnScenes:
+    """Draw scenes at random, half of them mirrored, their inputs shifted a little.
+
+    Args:
+        scenes: to draw from.
+        task: says which pictures go in and which should come out.
+        count: how many.
+        rng: on the CPU.
+        mirror: whether some are mirrored.
+        shift: see `shift_inputs`.
+        device: where to.
+        scheme: classes of the label maps in ``scenes``.
+    """
+    chosen = torch.randint(len(scenes), (count,), generator=rng)
+    flip = (torch.rand(count, generator=rng) < 0.5) & mirror
+    truth = scenes.get(task.truth, chosen, device)
+    paired = scenes.get(task.source, chosen, device)
+    if task.name == "inpaint":  # its pairs are masks, white where parts are missing
+        paired = (paired.mean(1, keepdim=True) > 0).float()
+    x = make_input(task, truth, rng, paired=paired, scheme=scheme)
+    if flip.any():
+        where = flip.to(device)[:, None, None, None]
+        x, truth = (
+            torch.where(where, mirror_input(task, x, scheme=scheme), x),
+            torch.where(where, truth.flip(3), truth),
+        )
+    return DrawnScenes(shift_inputs(x, shift, rng), truth, chosen, flip)
 
 
 @torch.no_grad()

@@ -32,9 +32,9 @@ from limner.training.lessons import (
 )
 from limner.training.run import Runtime, StepRandom
 from limner.training.style_metric import StyleMetric
-from limner.training.translator.data import Scenes, find_tasks, shift_inputs
+from limner.training.translator.data import Scenes, draw_scenes, find_tasks
 from limner.training.translator.options import TranslatorOptions
-from limner.translation import Task, make_input, mirror_input
+from limner.translation import Task, make_input
 
 
 @dataclass
@@ -225,16 +225,14 @@ class TranslatorLessons(CoreLessons[TranslatorRun]):
         scenes, codes = run.lesson.scenes, run.lesson.scene_codes
         assert scenes is not None
         assert codes is not None
-        chosen = torch.randint(len(scenes), (share,), generator=random.cpu)
-        flip = (torch.rand(share, generator=random.cpu) < 0.5) & options.mirror
-        truth = scenes.get(task.truth, chosen, device)
-        x = make_input(task, truth, random.cpu, paired=scenes.get(task.source, chosen, device))
-        w_plus = codes[task.truth][chosen]
-        if flip.any():
-            w_plus = torch.where(flip[:, None, None], codes[f"{task.truth}-mirrored"][chosen], w_plus)
-            where = flip.to(device)[:, None, None, None]
-            x, truth = torch.where(where, mirror_input(task, x), x), torch.where(where, truth.flip(3), truth)
-        return shift_inputs(x, options.shift, random.cpu), truth, w_plus.to(device).float()
+        drawn = draw_scenes(
+            scenes, task, share, random.cpu, mirror=options.mirror, shift=options.shift, device=device
+        )
+        w_plus = codes[task.truth][drawn.chosen]
+        if drawn.flip.any():
+            mirrored = codes[f"{task.truth}-mirrored"][drawn.chosen]
+            w_plus = torch.where(drawn.flip[:, None, None], mirrored, w_plus)
+        return drawn.x, drawn.truth, w_plus.to(device).float()
 
     def step(self, random: StepRandom) -> dict[str, float]:
         """Learn from one batch; return the figures for the log."""

@@ -1,0 +1,1 @@
+"""Training of the published encoders: pSp, e4e, ReStyle on either."""

@@ -1,0 +1,721 @@
+"""Training of the published encoders on tiny networks: passes, losses, stages, resume, files, command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import W_DIM, make_generator
+from PIL import Image
+from test_train_encoder import flatten
+
+from limner import checkpoints
+from limner.app.cli import choose_variant, load_command, main
+from limner.app.commands.train_psp import _export
+from limner.checkpoints.irse import fill_body, foreign_name
+from limner.errors import KeyMismatchError, OptionError
+from limner.losses import w_norm
+from limner.nn import deltas
+from limner.nn.encoders import Encoder, codes_to_w_plus, refine
+from limner.nn.irse import ArcFace, BatchNorm, IrSeBody, ResNetBody
+from limner.options import from_mapping, read_recipe
+from limner.synth.dataset import META_NAME
+from limner.training.cores import EncoderTraining
+from limner.training.encoder.options import EncoderOptions
+from limner.training.optimizers import Ranger
+from limner.training.psp.figures import PspExam
+from limner.training.psp.lessons import CodePool, PspLessons, build_run, crop_face, describe_encoder
+from limner.training.psp.options import PspOptions, find_head, settle_weights
+from limner.training.psp.sources import Sample, Source, find_task
+from limner.training.run import Runtime, StepRandom, save_state
+from limner.translation import PspTranslator
+from limner.translation.classes import CELEBA, OURS, index_of
+
+CPU = torch.device("cpu")
+TINY = {"width": 4, "batch_size": 4, "iterations": 2, "body": "resnet34"}
+ARCHITECTURES = ("psp", "e4e", "restyle-psp", "restyle-e4e")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve numbered pictures that a tiny generator can nearly paint: its own."""
+    where = tmp_path_factory.mktemp("pictures")
+    generator = make_generator(seed=7)
+    with torch.no_grad():
+        image = generator(torch.randn(12, W_DIM, generator=torch.Generator().manual_seed(7))).clamp(-1, 1)
+    for number, one in enumerate(image):
+        pixels = ((one.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(where / f"{number:06d}.png")
+    return where
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, folder):
+    """Twelve scenes: photos, their mirrored twins as frontal and toon, label maps of two classes, drawings and masks."""
+    root = tmp_path_factory.mktemp("pairs")
+    for kind in ("photo", "frontal", "toon", "labels", "sketch", "inpaint"):
+        (root / kind).mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        with Image.open(file) as photo:
+            photo.save(root / "photo" / file.name)
+            for kind in ("frontal", "toon", "sketch"):
+                photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / kind / file.name)
+        labels = np.zeros((32, 32), np.uint8)
+        labels[8:24, 8:24] = index_of("skin", OURS)
+        labels[10:12, 10:22] = index_of("brows", OURS)
+        Image.fromarray(labels).save(root / "labels" / file.name)
+        mask = np.zeros((32, 32), np.uint8)
+        mask[: number + 4] = 255
+        Image.fromarray(mask).save(root / "inpaint" / file.name)
+    lines = [json.dumps({"seed": number}) + "\n" for number in range(12)]
+    (root / META_NAME).write_text("".join(lines))
+    return root
+
+
+def make_options(folder, tmp_path, **changes) -> PspOptions:
+    values = {"data": (str(folder),), "out": str(tmp_path / "run")} | TINY | changes
+    return settle_weights(PspOptions(**values))
+
+
+def compare(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A distance of pictures (B,) that costs nothing: the colours of the four quarters."""
+    return (F.adaptive_avg_pool2d(a, 2) - F.adaptive_avg_pool2d(b, 2)).square().sum((1, 2, 3))
+
+
+def make_run(options: PspOptions, *, seed: int = 0, init: Encoder | None = None):
+    generator = make_generator(seed)
+    torch.manual_seed(5)
+    encoder = Encoder(**describe_encoder(options, generator, find_task(options).in_channels))
+    return build_run(
+        options,
+        Runtime(CPU),
+        generator=generator,
+        source=Source(options, encoder.in_size),
+        encoder=encoder,
+        base={"name": "tiny", "digest": deltas.digest(generator)},
+        perceptual=compare,
+        identity=compare,
+        init=init,
+    )
+
+
+def make_training(options: PspOptions, **kwargs) -> EncoderTraining:
+    run = make_run(options)
+    return EncoderTraining(run, PspLessons(run), **kwargs)
+
+
+def train(options: PspOptions, **kwargs) -> EncoderTraining:
+    training = make_training(options, **kwargs)
+    training.setup()
+    training.fit()
+    return training
+
+
+# ---- options
+
+
+def test_the_published_weights():
+    """As in ../shared/PEERS.md, sections 5.2 and 7."""
+
+    def weights(**values):
+        options = settle_weights(PspOptions(data=("x",), **values))
+        names = ("perceptual", "l2", "identity", "w_norm", "perceptual_crop", "l2_crop", "delta", "critic")
+        return tuple(getattr(options, name) for name in names)
+
+    assert weights() == (0.8, 1, 0.1, 0, 0, 0, 0, 0)
+    assert weights(task="frontal") == (0.08, 0.001, 1, 0.005, 0.8, 0.01, 0, 0)
+    assert weights(task="frontal", pairs=("y",))[:4] == (0.8, 1, 0.1, 0.005)
+    assert weights(task="sketch") == weights(task="labels", pairs=("y",)) == (0.8, 1, 0, 0.005, 0, 0, 0, 0)
+    assert weights(task="super-resolution")[:4] == (0.8, 1, 0.1, 0.005)
+    assert weights(task="toonify")[:4] == (0.8, 1, 1, 0.025)
+    assert weights(architecture="e4e") == (0.8, 1, 0.1, 0, 0, 0, 2e-4, 0.1)
+    assert weights(architecture="restyle-psp") == (0.8, 1, 0.1, 0, 0, 0, 0, 0)
+    assert weights(identity=0.5)[2] == 0.5
+    assert PspOptions().optimizer == "ranger"
+    assert PspOptions().lr == 1e-4
+    assert PspOptions().iterations == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ()}, "made_share set to 1"),
+        ({"task": "labels"}, "pairs must be given"),
+        ({"task": "sketch", "architecture": "restyle-psp"}, "train it with psp or e4e"),
+        ({"head": "w", "architecture": "restyle-psp"}, "restyle-psp has single"),
+        ({"head": "w+", "architecture": "e4e"}, "e4e has pyramid or w"),
+        ({"space": "w"}, "gives codes in w\\+"),
+        ({"input_px": 48}, "power of two"),
+        ({"train_decoder": True, "made_share": 0.5}, "cannot paint its own truth"),
+        ({"factors": (0,)}, "from 1 up"),
+        ({"codes_kimg": 1.0}, "codes and made_share"),
+        ({"pairs": ("p",), "task": "toon", "made_share": 0.5}, "leave pairs out"),
+    ],
+)
+def test_options_that_contradict_are_refused(changes, message):
+    with pytest.raises(OptionError, match=message):
+        settle_weights(PspOptions(**{"data": ("x",), **changes}))
+
+
+def test_the_architecture_chooses_the_options(tmp_path):
+    _, options = load_command("train encoder")
+    assert options is EncoderOptions
+
+    def choose(*words):
+        return choose_variant("train encoder", options, words)
+
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"architecture": "e4e"}')
+    assert choose() is EncoderOptions
+    assert choose("--architecture", "psp") is choose("--config", str(recipe)) is PspOptions
+    assert choose("--config", str(recipe), "--architecture", "compact") is EncoderOptions
+    with pytest.raises(OptionError, match="did you mean 'e4e'"):
+        choose("--architecture", "e5e")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_recipes_load(name):
+    options = settle_weights(
+        from_mapping(PspOptions, read_recipe(f"recipes/encoder-{name}.yaml"), where=name)
+    )
+    assert options.architecture == name
+    assert options.kimg > 0
+
+
+# ---- networks and steps
+
+
+@pytest.mark.parametrize("body", ["ir-se50", "resnet34"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_step_of_every_architecture(folder, tmp_path, name, body):
+    options = make_options(folder, tmp_path, architecture=name, body=body, progressive_start_kimg=0.0)
+    run = make_run(options)
+    before = {name: value.clone() for name, value in run.encoder.named_parameters()}
+    frozen = deltas.digest(run.generator)
+    record = PspLessons(run).step(StepRandom(0, 1, 0, CPU))
+    wanted = {"l2", "perceptual", "identity"}
+    wanted |= {"delta", "critic", "critic_loss", "free_rows"} if "e4e" in name else set()
+    passes = {f"{one}_first" for one in wanted - {"critic_loss", "free_rows"}}
+    assert set(record) == wanted | (passes if "restyle" in name else set())
+    moved = {name.split(".")[0] for name, p in run.encoder.named_parameters() if not p.equal(before[name])}
+    assert moved == {"body", "head"}
+    assert deltas.digest(run.generator) == frozen
+    config = run.encoder.config()
+    assert (config["feedback"], config["deltas"]) == ("restyle" in name, "e4e" in name)
+    assert run.encoder.in_channels == (6 if "restyle" in name else 3)
+    assert torch.equal(run.encoder.mean, run.generator.w_avg.expand(8, -1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"head": "w"}, ("w", "w", "psp")),
+        ({"head": "w+"}, ("w+", "w+", "psp")),
+        ({"space": "z+"}, ("pyramid", "z+", "psp")),
+        ({"architecture": "e4e", "head": "w"}, ("w", "w+", "e4e")),
+    ],
+)
+def test_other_heads_learn_too(folder, tmp_path, changes, kind):
+    options = make_options(folder, tmp_path, w_norm=0.01, **changes)
+    run = make_run(options)
+    record = PspLessons(run).step(StepRandom(0, 1, 0, CPU))
+    assert record["w_norm"] > 0
+    assert (find_head(options), run.encoder.space, run.encoder.family) == kind
+    assert run.stage() is None
+    assert run.encoder.mean.any() == (run.encoder.space != "z+")
+
+
+def test_losses_against_plain_words(folder, tmp_path):
+    """One pass, by hand: the weights, what is compared, where the mean is."""
+    options = make_options(folder, tmp_path, w_norm=0.3, l2=2.0, l2_crop=0.5, perceptual_crop=0.25)
+    run = make_run(options)
+    lessons = PspLessons(run)
+    run.encoder.eval()  # the same normalisation twice
+    sample = run.source.draw(4, run.generator, StepRandom(0, 1, 0, CPU), made=0)
+    codes = run.encoder(sample.x)
+    w_plus = codes_to_w_plus(run.generator, run.encoder, codes)
+    found = lessons._code_losses(sample, codes, w_plus, codes_alone=False)
+    assert found.keys() == {"w_norm"}
+    by_hand = (codes - run.generator.w_avg).flatten(1).norm(dim=1).mean()
+    assert found["w_norm"][1].item() == pytest.approx(by_hand.item())
+    assert w_norm(codes, run.encoder.mean).item() == pytest.approx(by_hand.item())
+    image = run.generator.synthesis(w_plus)
+    found = lessons._image_losses(image, sample.truth)
+    assert {name: weight for name, (weight, _) in found.items()} == {
+        "l2": 2.0,
+        "perceptual": 0.8,
+        "identity": 0.1,
+        "l2_crop": 0.5,
+        "perceptual_crop": 0.25,
+    }
+    assert found["l2"][1].item() == pytest.approx(F.mse_loss(image, sample.truth).item())
+    inner = (image - sample.truth)[:, :, 4:28, 4:28]  # 35 to 223 and 32 to 220 of 256
+    assert crop_face(image).shape == inner.shape
+    assert found["l2_crop"][1].item() == pytest.approx(inner.square().mean().item())
+
+
+def gradients(options: PspOptions) -> tuple[float, dict[str, torch.Tensor], int]:
+    """Return the loss, the gradients of one step on the first four pictures, and in how many parts they were drawn."""
+    run = make_run(options)
+    run.encoder.eval()  # stored normalisation, which does not depend on who is beside whom
+    for layer in run.generator.synthesis.layers:
+        layer.noise_strength.zero_()
+    assert run.source.pictures is not None
+    whole = run.source.pictures.pixels[:4].float() / 127.5 - 1
+    parts = iter(whole.split(options.batch_per_device or 4))
+    drawn = []
+
+    def draw(count, *_, made):
+        drawn.append(count)
+        part = next(parts)
+        return Sample(part, part)
+
+    run.source.draw = draw  # type: ignore[method-assign]
+    lessons = PspLessons(run)
+    lessons.update = lambda: None  # type: ignore[method-assign]
+    record = lessons.step(StepRandom(0, 1, 0, CPU))
+    found = {name: p.grad for name, p in run.encoder.named_parameters() if p.grad is not None}
+    return record["l2"], found, len(drawn)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(folder, tmp_path):
+    loss, whole, one = gradients(make_options(folder, tmp_path))
+    again, parts, two = gradients(make_options(folder, tmp_path, batch_per_device=2))
+    assert (one, two) == (1, 2)
+    assert loss == pytest.approx(again, rel=1e-5)
+    assert whole.keys() == parts.keys()
+    for name, grad in whole.items():
+        torch.testing.assert_close(grad, parts[name], rtol=1e-3, atol=1e-6)
+
+
+def test_later_passes_see_what_the_earlier_ones_made(folder, tmp_path):
+    """The training's passes are those of `refine`, which inversion runs."""
+    options = make_options(folder, tmp_path, architecture="restyle-psp", iterations=3)
+    run = make_run(options)
+    run.encoder.eval()
+    seen = []
+    run.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    for layer in run.generator.synthesis.layers:
+        layer.noise_strength.zero_()
+    sample = run.source.draw(2, run.generator, StepRandom(0, 1, 0, CPU), made=0)
+    last = PspLessons(run)._learn(sample, StepRandom(0, 1, 0, CPU), 1.0, {}, codes_alone=False)
+    trained, seen[:] = list(seen), []
+    with torch.no_grad():
+        codes = refine(run.encoder, run.generator, sample.x, iterations=3)
+    assert len(trained) == len(seen) == 3
+    for a, b in zip(trained, seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last, codes[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_progressive_deltas_grow(folder, tmp_path):
+    options = make_options(
+        folder, tmp_path, architecture="e4e", progressive_start_kimg=1.0, progressive_kimg=0.5
+    )
+    run = make_run(options)
+    stages = []
+    for kimg in (0, 0.9, 1.0, 1.4, 1.5, 2.1, 100):
+        run.images = round(1000 * kimg)
+        stages.append(run.stage())
+    assert stages == [0, 0, 1, 1, 2, 3, 7]
+    sample = run.source.draw(2, run.generator, StepRandom(0, 1, 0, CPU), made=0)
+    for kimg, free in ((0, 0), (1.5, 2), (100, 7)):
+        run.images = round(1000 * kimg)
+        codes = run.encoder(sample.x, stage=run.stage()) - run.encoder.mean
+        alike = [torch.equal(codes[:, row], codes[:, 0]) for row in range(8)]
+        assert alike == [row == 0 or row > free for row in range(8)]
+    run.images = 1500
+    losses = PspLessons(run)._code_losses(sample, codes, codes + 1, codes_alone=False)
+    by_hand = sum((codes[:, row] - codes[:, 0]).norm(dim=1).mean() for row in (1, 2))
+    assert losses["delta"][1].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert make_run(make_options(folder, tmp_path)).stage() is None
+
+
+def test_the_pool_gives_earlier_codes_half_of_the_time():
+    rng = torch.Generator().manual_seed(0)
+    pool = CodePool(4)
+    first = torch.arange(4.0)[:, None]
+    assert torch.equal(pool.swap(first, rng), first)
+    old = 0
+    for n in range(1, 101):
+        shown = pool.swap(torch.full((1, 1), 100.0 + n), rng)
+        old += int(shown.item() != 100.0 + n)
+    assert 35 < old < 65
+    assert len(pool.kept) == 4
+    assert CodePool(0).swap(first, rng) is first
+
+
+def test_ranger_can_centre_gradients():
+    """Against the same optimiser on gradients whose mean was taken off by hand; vectors are left alone."""
+    weights = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
+    biases = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    grad, flat = torch.tensor([[1.0, 2.0, 6.0], [0.0, -3.0, 0.0]]), torch.tensor([1.0, 2.0, 3.0])
+    one, two = (Ranger([w, b], centralize=c) for w, b, c in zip(weights, biases, (True, False), strict=True))
+    for _ in range(8):
+        weights[0].grad, weights[1].grad = grad.clone(), grad - grad.mean(1, keepdim=True)
+        for bias in biases:
+            bias.grad = flat.clone()
+        one.step()
+        two.step()
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(biases[0], biases[1])
+    assert not torch.equal(weights[0], torch.ones(2, 3))
+
+
+# ---- what is learned from
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "paired"),
+    [
+        ("inversion", 3, False),
+        ("sketch", 1, False),
+        ("sketch", 1, True),
+        ("labels", 19, True),
+        ("super-resolution", 3, False),
+        ("inpaint", 4, False),
+        ("inpaint", 4, True),
+        ("frontal", 3, False),
+        ("frontal", 3, True),
+        ("toon", 3, True),
+        ("toonify", 3, False),
+    ],
+)
+def test_every_task_learns(folder, pairs, tmp_path, task, channels, paired):
+    data = {"pairs": (str(pairs),), "scenes": "0-7", "validate": "8-11"} if paired else {}
+    run = make_run(make_options(folder, tmp_path, task=task, **data))
+    assert run.encoder.in_channels == channels
+    record = PspLessons(run).step(StepRandom(0, 1, 0, CPU))
+    assert record["l2"] > 0
+    sample, names = run.source.held_out(run.generator)
+    assert sample.x.shape == (len(names), channels, 32, 32)
+    assert names[0] == ("000008" if paired else "000000.png"[:6])
+    drawn = run.source.draw(6, run.generator, StepRandom(0, 2, 0, CPU), made=0)
+    if task == "labels":
+        assert torch.equal(drawn.x.sum(1), torch.ones(6, 32, 32))
+        brows = [drawn.x[:, index_of(name, CELEBA)] for name in ("l_brow", "r_brow")]
+        # Left and right are as seen in the picture, mirrored or not.
+        assert brows[0][:, :, :16].any()
+        assert not brows[0][:, :, 16:].any()
+        assert brows[1][:, :, 16:].any()
+    if task == "inpaint":
+        missing = drawn.x[:, 3:].bool().expand(-1, 3, -1, -1)
+        assert missing.any()
+        assert torch.equal(drawn.x[:, :3][~missing], drawn.truth[~missing])
+        assert not drawn.x[:, :3][missing].any()
+    if task == "frontal" and paired:
+        assert torch.equal(drawn.x.flip(3), drawn.truth)
+    if task == "frontal" and not paired:
+        same = [torch.equal(a, b) for a, b in zip(drawn.x, drawn.truth, strict=True)]
+        turned = [torch.equal(a, b.flip(2)) for a, b in zip(drawn.x, drawn.truth, strict=True)]
+        assert any(same)
+        assert any(turned)
+        assert all(a or b for a, b in zip(same, turned, strict=True))
+
+
+def test_painted_faces_need_no_data_and_bring_their_codes(tmp_path):
+    changes = {"made_share": 1.0, "codes": 1.0, "codes_kimg": 0.004}
+    options = settle_weights(PspOptions(out=str(tmp_path), **changes, **TINY))
+    run = make_run(options)
+    lessons = PspLessons(run)
+    assert lessons.step(StepRandom(0, 1, 0, CPU)).keys() == {"codes"}
+    run.images = 4
+    assert lessons.step(StepRandom(0, 2, 0, CPU)).keys() == {"codes", "l2", "perceptual", "identity"}
+    sample, names = run.source.held_out(run.generator)
+    assert sample.truth.shape == (8, 3, 32, 32)
+    assert names[0] == "made 0"
+
+
+def test_pictures_that_are_measured_are_not_learned_from(folder, tmp_path):
+    with pytest.raises(OptionError, match=r"share 2 pictures, such as 000006\.png"):
+        Source(make_options(folder, tmp_path, select="0-7", validate="6-9"), 32)
+    Source(make_options(folder, tmp_path, select="0-7", validate="8-9"), 32)
+
+
+# ---- runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "ranger", "architecture": "e4e", "progressive_start_kimg": 0.008, "critic_pool": 3},
+        {"optimizer": "adam", "architecture": "restyle-psp", "train_decoder": True, "decay_kimg": 0.01},
+    ],
+    ids=["e4e", "restyle-decoder"],
+)
+def test_resume_gives_the_same_bits(folder, tmp_path, changes):
+    options = make_options(folder, tmp_path, kimg=0.016, **changes)
+    straight = train(dataclasses.replace(options, out=str(tmp_path / "straight")))
+    # Of four steps, two are saved, a third is lost with the process; then the same command goes on.
+    killed = make_training(options)
+    killed.setup()
+
+    def kill(record):
+        if killed.run.step == 2:
+            save_state(killed.out / "state.pt", killed.state())
+        if killed.run.step == 3:
+            raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        killed.fit(kill)
+    second = make_training(options)
+    second.setup()
+    assert second.run.step == 2
+    assert second.fit()
+    a, b = flatten(straight.state()), flatten(second.state())
+    assert a.keys() == b.keys()
+    assert len(a) > 200
+    for name, value in a.items():
+        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
+        assert same, name
+    with pytest.raises(KeyMismatchError, match="other options"):
+        make_training(dataclasses.replace(options, width=8)).setup()
+
+
+def test_a_trained_decoder_is_averaged_saved_and_read(folder, tmp_path):
+    options = make_options(folder, tmp_path, train_decoder=True, kimg=0.012, lr=0.01, optimizer="adam")
+    before = make_generator()
+    training = train(options, export=lambda run, path, figures: _export(run, path, figures, {}))
+    run = training.run
+    for mine in (run.generator, run.painter):
+        assert deltas.digest(mine) != deltas.digest(before)
+    assert run.painter is not run.generator
+    assert deltas.digest(run.painter) != deltas.digest(run.generator)
+    with pytest.warns(UserWarning, match="original programs"):
+        training.validate()
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    codes = run.average(image)
+    for name in ("model.safetensors", "model.pt"):
+        found = checkpoints.load(training.out / name)
+        assert isinstance(found.encoder, Encoder)
+        assert found.generator is not None
+        torch.testing.assert_close(found.encoder(image), codes)
+        w_plus = codes_to_w_plus(found.generator, found.encoder, codes)
+        torch.testing.assert_close(found.generator.synthesis(w_plus), run.painter.synthesis(w_plus))
+        assert found.metadata["opts"]["dataset_type"] == "ffhq_encode"
+    still = train(dataclasses.replace(options, train_decoder=False, out=str(tmp_path / "still")))
+    assert deltas.digest(still.run.painter) == deltas.digest(before)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_written_files_give_the_same_codes(folder, tmp_path, name):
+    run = make_run(make_options(folder, tmp_path, architecture=name, body="ir-se50"))
+    PspLessons(run).step(StepRandom(0, 1, 0, CPU))
+    run.average.load_state_dict(run.encoder.state_dict())
+    with pytest.warns(UserWarning, match="original programs"):
+        _export(run, tmp_path / "model.safetensors", {}, {})
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        wanted = refine(run.average, run.painter, image)
+    for file in ("model.safetensors", "model.pt"):
+        found = checkpoints.load(tmp_path / file)
+        assert isinstance(found.encoder, Encoder)
+        assert found.generator is not None
+        assert found.encoder.family == name.split("-")[0]
+        with torch.no_grad():
+            codes = refine(found.encoder.eval(), found.generator, image)
+        assert len(codes) == len(wanted) == (2 if "restyle" in name else 1)
+        for a, b in zip(codes, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "can"),
+    [
+        ("sketch", ["sketch"]),
+        ("labels", ["labels"]),
+        ("super-resolution", ["super-resolution"]),
+        ("inpaint", ["inpaint"]),
+        ("frontal", ["frontal"]),
+        ("toon", ["toon"]),
+        ("toonify", ["toon"]),
+    ],
+)
+def test_translate_knows_what_a_trained_encoder_does(folder, pairs, tmp_path, task, can):
+    run = make_run(
+        make_options(folder, tmp_path, task=task, pairs=(str(pairs),) if task in ("labels", "toon") else ())
+    )
+    with pytest.warns(UserWarning, match="original programs"):
+        _export(run, tmp_path / "model.safetensors", {}, {})
+    for file in ("model.safetensors", "model.pt"):
+        found = checkpoints.load(tmp_path / file)
+        assert isinstance(found.encoder, Encoder)
+        assert found.generator is not None
+        network = PspTranslator(found.encoder, found.generator, found.metadata["opts"])
+        assert network.tasks == can
+        assert network.from_toon == (task == "toon")
+
+
+def test_figures_lie_above_the_mean_face_and_a_sheet_is_drawn(folder, tmp_path):
+    options = make_options(folder, tmp_path, task="sketch", validate="8-11", select="0-7")
+    run = make_run(options)
+    sample, names = run.source.held_out(run.generator)
+    about = {
+        "task": run.source.task,
+        "steps": 1,
+        "renders": len(names),
+        "perceptual": compare,
+        "identity": compare,
+    }
+    figures = PspExam(run.generator, sample, names, **about).measure(run, tmp_path / "sheet.png")
+    assert {"psnr", "psnr_floor", "ssim", "perceptual", "identity_floor"} <= set(figures)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 4 * 128  # drawing, truth, mean face, result
+    alone = PspExam(
+        run.generator, dataclasses.replace(sample, x=sample.x[:1], truth=sample.truth[:1]), names[:1], **about
+    )
+    both = alone.rows(run)[-1]
+    torch.testing.assert_close(both, PspExam(run.generator, sample, names, **about).rows(run)[-1][:1])
+
+
+def test_a_run_starts_from_another_encoder(folder, tmp_path):
+    """Weights are taken over, the mean w is the new generator's; another architecture is refused."""
+    options = make_options(folder, tmp_path)
+    old = make_run(options, seed=3).encoder
+    run = make_run(options, seed=1, init=old)
+    for mine, other in zip(run.encoder.parameters(), old.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(run.encoder.mean, run.generator.w_avg.expand(8, -1))
+    with pytest.raises(KeyMismatchError, match="deltas False, here True"):
+        make_run(dataclasses.replace(options, architecture="e4e"), init=old)
+
+
+# ---- the body's first weights
+
+
+def test_a_body_is_filled_from_arcface(tmp_path):
+    """The tensors of ``model_ir_se50.pth``; a stem for six channels stays as it was."""
+    torch.manual_seed(1)
+    face = ArcFace(widths=(4, 8, 16, 32), depths=(1, 2, 1, 1), dimensions=8, face_px=32)
+    for module in face.modules():
+        if isinstance(module, BatchNorm):
+            torch.nn.init.normal_(module.running_mean)
+    state = {foreign_name(name): value for name, value in face.state_dict().items()}
+    torch.save(state, tmp_path / "face.pth")
+    for channels, whole in ((3, True), (6, False)):
+        torch.manual_seed(2)
+        body = IrSeBody(in_channels=channels, widths=(4, 8, 16, 32), depths=(1, 2, 1, 1))
+        stem = {name: value.clone() for name, value in body.stem.state_dict().items()}
+        assert fill_body(body, tmp_path / "face.pth") == whole
+        own = body.state_dict()
+        for name, value in face.body.state_dict().items():
+            if whole or not name.startswith("stem."):
+                assert torch.equal(own[name], value), name
+        assert whole or all(torch.equal(body.stem.state_dict()[name], value) for name, value in stem.items())
+    with pytest.raises(KeyMismatchError, match="shape"):
+        fill_body(IrSeBody(widths=(4, 8, 16, 24), depths=(1, 2, 1, 1)), tmp_path / "face.pth")
+
+
+def test_a_body_is_filled_from_torchvision(tmp_path):
+    """ResNet-34 as torchvision names it, written by hand; its stem has no PReLU."""
+    torch.manual_seed(1)
+    other = ResNetBody(widths=(4, 8, 16, 32), depths=(1, 2, 1, 1))
+    own = other.state_dict()
+    state = {"fc.weight": torch.zeros(2, 2), "bn1.num_batches_tracked": torch.tensor(0)}
+    state["conv1.weight"] = own["stem.conv.weight"]
+    norms = ("weight", "bias", "running_mean", "running_var")
+    state |= {f"bn1.{name}": own[f"stem.norm.{name}"] for name in norms}
+    for number, place in enumerate(("layer1.0", "layer2.0", "layer2.1", "layer3.0", "layer4.0")):
+        for n in (1, 2):
+            state[f"{place}.conv{n}.weight"] = own[f"blocks.{number}.conv{n}.weight"]
+            state |= {f"{place}.bn{n}.{name}": own[f"blocks.{number}.norm{n}.{name}"] for name in norms}
+        if f"blocks.{number}.shortcut.conv.weight" in own:
+            state[f"{place}.downsample.0.weight"] = own[f"blocks.{number}.shortcut.conv.weight"]
+            state |= {
+                f"{place}.downsample.1.{name}": own[f"blocks.{number}.shortcut.norm.{name}"] for name in norms
+            }
+    torch.save(state, tmp_path / "resnet34.pth")
+    torch.manual_seed(2)
+    body = ResNetBody(widths=(4, 8, 16, 32), depths=(1, 2, 1, 1))
+    assert fill_body(body, tmp_path / "resnet34.pth")
+    for name, value in own.items():
+        assert torch.equal(body.state_dict()[name], value), name
+    del state["layer2.1.conv1.weight"]
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(KeyMismatchError, match=r"layer2\.1\.conv1\.weight"):
+        fill_body(body, tmp_path / "broken.pth")
+
+
+# ---- the command
+
+
+@pytest.fixture
+def words(folder, tmp_path):
+    checkpoints.save(checkpoints.Checkpoint(generator=make_generator()), tmp_path / "base.safetensors")
+    options = {"architecture": "e4e", "base": tmp_path / "base.safetensors", "data": folder, "select": "0-7"}
+    options |= {
+        "validate": "8-9",
+        "width": 4,
+        "batch-size": 4,
+        "body": "resnet34",
+        "kimg": 0.004,
+        "threads": 1,
+    }
+    return ["train", "encoder", "--json"] + [word for k, v in options.items() for word in (f"--{k}", str(v))]
+
+
+@pytest.mark.slow
+def test_command_trains_resumes_exports_and_inverts(words, folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    for kimg in ("0.004", "0.008"):
+        assert main([*words, "--out", str(out), "--kimg", kimg]) == 0
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err
+    assert "lite0 stands in" in printed
+    assert "resuming at 0.0 kimg" in printed
+    assert len(list((out / "sheets").glob("*.png"))) == 1
+    for file in ("model.safetensors", "model.pt"):
+        found = tmp_path / file.replace(".", "-")
+        invert = ["invert", str(folder / "000008.png"), "--method", "e4e", "--encoder", str(out / file)]
+        assert main([*invert, "--aligned", "-o", str(found)]) == 0
+        assert (found / "000008.safetensors").exists() or any(found.glob("000008*.safetensors"))
+
+
+def test_command_refuses_bad_input_in_one_line(words, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    for extra, message in (
+        (["--head", "single"], "e4e has pyramid or w"),
+        (["--task", "labels"], "pairs must be given"),
+        (["--architecture", "e5e"], "did you mean 'e4e'"),
+        (["--refinements", "3"], "unknown option --refinements"),
+        (["--data", str(tmp_path / "nowhere")], "there is no such place"),
+        (["--body-weights", str(tmp_path / "nothing.pth")], "nothing.pth"),
+    ):
+        assert main([*words, *out, *extra]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert message in lines[-1], lines
+
+
+@pytest.mark.slow
+def test_two_processes_learn_together_and_go_on_bit_by_bit(words, tmp_path):
+    """Both hold the same networks: what rank 0 saves is all there is, so that a resumed run is as one that never stopped."""
+    pytest.importorskip("lightning_fabric")
+
+    def start(out, kimg):
+        more = ["--out", str(tmp_path / out), "--kimg", kimg, "--processes", "2", "--device", "cpu"]
+        more += ["--progressive-start-kimg", "0", "--critic-pool", "3"]
+        done = subprocess.run(
+            [sys.executable, "-m", "limner", *words, *more],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return flatten(torch.load(tmp_path / out / "state.pt", weights_only=True))
+
+    whole = start("whole", "0.016")
+    start("parts", "0.008")
+    parts = start("parts", "0.016")
+    assert whole["/images"] == 16
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        same = torch.equal(value, parts[name]) if isinstance(value, torch.Tensor) else value == parts[name]
+        assert same, name
+    assert checkpoints.load(tmp_path / "whole" / "model.pt").encoder is not None
