@@ -17,10 +17,10 @@ from limner.latent import Latent, render, save_latent
 from limner.nn import deltas
 from limner.nn.stylegan2 import Discriminator, Generator
 from limner.nn.tuned import pack_tuned
-from limner.pipeline import Models, StylizeOptions, stylize, stylize_kept
+from limner.pipeline import LearnOptions, Models, StylizeOptions, learn_style, stylize, stylize_kept
 from limner.pipeline.kept import find_photo, place_faces, read_kept
 from limner.pipeline.photos import embed_faces
-from limner.stylization import Style, merge, save_style
+from limner.stylization import Style, load_style, merge, save_style
 from limner.stylization.style import style_between
 
 SIZE = 32
@@ -216,3 +216,27 @@ def test_the_command_takes_latent_files(
     assert "only photos are named" in capsys.readouterr().err
     assert main(["stylize", str(base), *words]) == 2
     assert "is no latent file but a model" in capsys.readouterr().err
+
+
+def test_a_style_is_learned_on_codes_from_files(models: Models, tmp_path: Path) -> None:
+    """They are taken as they are, beside pictures whose code is searched; the command reads one per picture."""
+    file, latent = keep(tmp_path / "me.safetensors", models, person=0.2)
+    pictures = [make_photo(60, 60), make_photo(70, 70)]
+    options = LearnOptions(aligned=True, steps=1, invert_steps=2)
+    learned = learn_style(pictures, options, models=models, sources=[latent, pictures[1]]).style
+    assert learned.codes is not None
+    torch.testing.assert_close(learned.codes[:1], latent.tensor)
+    assert not torch.equal(learned.codes[0], learned.codes[1])
+    base = tmp_path / "tiny.safetensors"
+    checkpoints.save(
+        checkpoints.Checkpoint(generator=models.generator, discriminator=models.discriminator), base
+    )
+    picture = media.write(tmp_path / "look.png", pictures[0])
+    words = ["learn", str(picture), "--aligned", "--steps", "1", "--no-preview", "--model", str(base)]
+    words += ["--out", str(tmp_path / "look.limner"), "--device", "cpu", "--sources"]
+    assert main([*words, str(file)]) == 0
+    kept = load_style(tmp_path / "look.limner").codes
+    assert kept is not None
+    torch.testing.assert_close(kept, latent.tensor, atol=2e-3, rtol=2e-3)
+    several = save_latent(tmp_path / "two.safetensors", Latent("w+", latent.tensor.repeat(2, 1, 1)))
+    assert main([*words, str(several), "--overwrite"]) == 2

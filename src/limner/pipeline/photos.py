@@ -289,7 +289,7 @@ def learn_style(
     options: LearnOptions | None = None,
     *,
     models: Models,
-    sources: Sequence[np.ndarray] = (),
+    sources: Sequence[np.ndarray | Latent] = (),
     names: Sequence[str] = (),
     start: Style | None = None,
     on_step: OnStep | None = None,
@@ -302,7 +302,7 @@ def learn_style(
         options: see `LearnOptions`.
         models: with a discriminator.
         sources: a photo of the same head in the same pose for every picture, if there are such: its code is used,
-            which is truer than the code of a drawing.
+            which is truer than the code of a drawing.  Or the code itself, one, of any space that leads to w+.
         names: of the pictures, for messages and provenance.
         start: a style to go on from; the pictures' codes are taken from it where it has one for each of them.
         on_step: called after every step.
@@ -325,17 +325,23 @@ def learn_style(
     names = list(names) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
     notes = stand_in_notes(options, models)
     check_choices(options, models.generator, models.discriminator, len(pictures))
-    references, targets = [], []
+    references, targets, given = [], [], []
     for number, picture in enumerate(pictures):
         other = sources[number] if sources else None
-        reference, target = _prepare(picture, other, options, models, names[number], notes)
+        code = other if isinstance(other, Latent) else None
+        given.append(None if code is None else code.to(models.generator.w_avg).w_plus(models.generator))
+        photo = other if isinstance(other, np.ndarray) else None
+        reference, target = _prepare(picture, photo, options, models, names[number], notes)
         references.append(reference)
-        targets.append(target)
+        targets += [target] if code is None else []
     begun = time.perf_counter()
     w_plus = _codes_of(start, len(pictures), models)
-    if w_plus is None:
+    if w_plus is None and targets:
         images = media.to_image(*targets).to(models.device)
-        w_plus = _embed_references(images, options, models, on_step).latent.w_plus(models.generator)
+        found = iter(_embed_references(images, options, models, on_step).latent.w_plus(models.generator))
+        given = [next(found)[None] if code is None else code for code in given]
+    if w_plus is None:
+        w_plus = torch.cat([code for code in given if code is not None])
     embed_seconds = time.perf_counter() - begun
 
     def report(step: LearningStep) -> bool | None:

@@ -18,11 +18,18 @@ from limner.errors import OptionError
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob
-from limner.pipeline.options import EncoderOptions, LearnOptions, TrunkOptions, check_encoder
+from limner.pipeline.options import (
+    LATENT_FILES,
+    EncoderOptions,
+    LearnOptions,
+    TrunkOptions,
+    check_encoder,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from limner.latent import Latent
     from limner.pipeline import LearnResult, Models
     from limner.stylization.style import Style
 
@@ -36,7 +43,8 @@ class Options(LearnOptions, EncoderOptions, TrunkOptions, ReadOptions):
     pictures: tuple[Path, ...] = knob()
     """style pictures: one, or several in the same style"""
     sources: tuple[Path, ...] = knob(())
-    """a photo of the same head in the same pose for every picture, in the same order, where there are such"""
+    """a photo of the same head in the same pose for every picture, in the same order, where there are such; or a latent
+    file, such as limner invert writes by any method, whose code is taken without a search"""
     resume: Path | None = None
     """style file to go on from, by ``steps`` further steps; with the same pictures their codes are taken from it"""
     out: Path | None = None
@@ -127,7 +135,7 @@ def learn_files(
     begun = None if resume is None else _read_start(resume, digests, console)
 
     read = [_read(path, console, max_megapixels) for path in pictures]
-    twins = [_read(path, console, max_megapixels) for path in sources]
+    twins = [_read_source(path, models, console, max_megapixels) for path in sources]
     start = time.perf_counter()
     growing = _GrowingSheet(out.with_name(f"{out.stem}-steps.png"), models) if preview_every else None
     embedding = [0]
@@ -271,6 +279,27 @@ def preview_sheet(result: LearnResult, style: Style, models: Models) -> np.ndarr
     ]
     labels = ("style pictures", "as embedded", "random faces", "in the style")
     return media.make_sheet(rows, labels, cell_px=max(128, models.generator.resolution))
+
+
+def _read_source(
+    path: Path, models: Models, console: Console, max_megapixels: float | None
+) -> np.ndarray | Latent:
+    """Return a photo, or the one code of a latent file.
+
+    Raises:
+        OptionError: the file has several codes.
+        KeyMismatchError, ShapeError, CheckpointError: see `limner.pipeline.kept.load_codes`.
+    """
+    if path.suffix.lower() not in LATENT_FILES:
+        return _read(path, console, max_megapixels)
+    from limner.pipeline.kept import load_codes
+
+    file = load_codes(path, models)
+    if len(file.latent) != 1:
+        raise OptionError(f"{path} holds {len(file.latent)} codes, expected one per style picture")
+    if file.delta or file.noise:
+        console.warn(f"{path}: the code is taken; noise maps and the generator's change stay out of a style")
+    return file.latent
 
 
 def _read(path: Path, console: Console, max_megapixels: float | None) -> np.ndarray:
