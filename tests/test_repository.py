@@ -25,11 +25,11 @@ MB = 1_000_000
 BUDGETS = {
     "perception": (("identity", "trunk", "detector"), 12.6 * MB),
     "generator and discriminator": (("model",), 14.1 * MB),
-    "encoders": (("encoder",), 3.4 * MB),
+    "encoders": (("encoder",), 1.8 * MB),
     "translator": (("translator",), 2.2 * MB),
     "children": (("child",), 2 * MB),
     "styles": (("style",), 4 * MB),  # eight of at most half a megabyte
-    "dual": (("dual",), 1.5 * MB),
+    "dual": (("dual",), 2.4 * MB),
     "detail": (("detail",), 0.2 * MB),
 }
 LARGEST_STYLE = MB // 2
