@@ -25,7 +25,8 @@ COLUMNS = 7
 
 
 def run(*words: object) -> None:
-    """Run a command; stop with its status where it fails."""
+    """Run a command, which replaces what an earlier run wrote; stop with its status where it fails."""
+    words = (*words, "--overwrite")
     print("limner", *words, flush=True)
     status = limner([str(word) for word in words])
     if status:
@@ -59,12 +60,12 @@ def main() -> None:
     codes = [work / f"{drawing.stem}_01.safetensors" for drawing in drawings]
     run("edit", "morph", *codes, *model, "--frames", 4, "-o", work / "morph")
     blend = work / "blend.safetensors"
-    run("blend", arguments.base, arguments.model, "--swap", 16, "-o", blend, "--overwrite")
+    run("blend", arguments.base, arguments.model, "--swap", 16, "-o", blend)
     run("sample", blend, *seeds, "-o", work / "blended")
-    words = ("--aligned", *model, "--steps", arguments.steps, "--no-preview", "-o", style, "--overwrite")
+    words = ("--aligned", *model, "--steps", arguments.steps, "--no-preview", "-o", style)
     run("learn", arguments.style, *words)
     run("sample", arguments.model, "--style", style, *seeds, "-o", work / "styled")
-    words = ("--aligned", *model, "--style", style, "--inverter", "w+", "--crop", "-o", work, "--overwrite")
+    words = ("--aligned", *model, "--style", style, "--inverter", "w+", "--crop", "-o", work)
     run("stylize", *drawings, *words)
 
     def pictures(folder: str) -> list[np.ndarray]:

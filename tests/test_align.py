@@ -382,6 +382,20 @@ def test_paste_explains_itself(tmp_path, monkeypatch, capsys):
     assert "not a file of limner align" in capsys.readouterr().err
 
 
+def test_earlier_faces_and_photos_stay_unless_told_otherwise(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(smooth_photo(64, 64)).save("x.png")
+    align, paste = ["align", "x.png", "--aligned", "--size", "64", "--out", "cut"], ["paste", "cut/x_01.png"]
+    for words in (align, paste):
+        assert main(words) == 0
+    capsys.readouterr()
+    for words, file in ((align, "cut/x_01.png"), (paste, "pasted/x.png")):
+        assert main(words) == 2
+        assert f"{file} " in (said := capsys.readouterr().err)
+        assert "--overwrite" in said
+        assert main([*words, "--overwrite"]) == 0
+
+
 def test_same_names_do_not_overwrite_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("a", "b"):

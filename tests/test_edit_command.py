@@ -296,7 +296,8 @@ def test_searches_stay_at_the_generators_size(model, codes, photo, generator, de
         out, kept = tmp_path / f"{number}.png", [tmp_path / f"{number}-{way}.safetensors" for way in "ab"]
         status, _, err = run(*words, *common, "-o", out, "--save-latent", kept[0])
         assert status == 0, err
-        assert run(*words, *common, "--no-detail", "-o", tmp_path / "p.png", "--save-latent", kept[1])[0] == 0
+        again = ("--no-detail", "-o", tmp_path / "p.png", "--overwrite", "--save-latent", kept[1])
+        assert run(*words, *common, *again)[0] == 0
         found, same = (load_latent(file) for file in kept)
         assert torch.equal(found.latent.tensor, same.latent.tensor)
         assert np.array_equal(cells(out, 64)[2], shown(generator, kept[0], detail))
@@ -322,7 +323,18 @@ def test_every_inverter_finds_faces_to_edit(inverter, model, generator, photo, t
     encoder = Encoder(rows=8, in_size=64, w_dim=16, widths=(6, 8, 10, 12), depths=(1, 1, 1, 1))
     with pytest.warns(UserWarning, match="the original programs cannot load it"):
         checkpoints.save(checkpoints.Checkpoint(generator=generator, encoder=encoder), tmp_path / "psp_x.pt")
-    common = ("--model", model, "--aligned", "--invert-steps", 1, "--frames", 2, "-o", tmp_path / "x.png")
+    common = (
+        "--model",
+        model,
+        "--aligned",
+        "--invert-steps",
+        1,
+        "--frames",
+        2,
+        "-o",
+        tmp_path / "x.png",
+        "--overwrite",
+    )
     words = ("morph", photo, "seed:1", *common, "--inverter", inverter)
     more = ("--encoder", tmp_path / "psp_x.pt")
     status, _, err = run(*words, *(more if inverter == "psp" else ()))
@@ -336,6 +348,30 @@ def test_every_inverter_finds_faces_to_edit(inverter, model, generator, photo, t
     status, _, err = run(*words[:-1], "auto", *more)
     assert status == 2
     assert "the one that was named is for the inverter psp" in err
+
+
+def test_earlier_results_stay_unless_told_otherwise(model, codes, tmp_path):
+    morph = ("morph", *codes[:2], "--model", model, "--frames", 2)
+    mix = ("mix", codes[1], "--styles", codes[2], "--model", model)
+    codes_file = tmp_path / "kept.safetensors"
+    expression = ("expression", *codes, "--model", model, "--save-latent", codes_file)
+    for words, out, file in (
+        (morph, "m.gif", "m.gif"),
+        (morph, "frames", "frames/0000.png"),
+        (mix, "mixed", "mixed/face1+face2.png"),
+        ((*mix, "--grid"), "sheet", "sheet/mixed.png"),
+        (expression, "x", "x/expression.png"),
+    ):
+        words = (*words, "-o", tmp_path / out)
+        assert run(*words)[0] == 0
+        before = (tmp_path / file).read_bytes()
+        status, _, err = run(*words)
+        assert status == 2
+        assert f"{tmp_path / file} exists already; give --overwrite" in err
+        assert (tmp_path / file).read_bytes() == before
+        assert run(*words, "--overwrite")[0] == 0
+    assert str(codes_file) in run(*expression, "-o", tmp_path / "y.png")[2], "codes too"
+    assert not (tmp_path / "y.png").exists()
 
 
 def test_what_cannot_be_edited(model, codes, tmp_path):

@@ -407,12 +407,35 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return sum(((a - b).diff(dim=axis)).square().mean((1, 2, 3)) for axis in (2, 3))  # type: ignore[return-value]
 
 
+def test_a_filled_hole_takes_over_the_colours_around_it():
+    side = 32
+    ramp = torch.linspace(-0.5, 0.5, side).expand(1, 3, side, side).contiguous()
+    hole = torch.zeros(1, 1, side, side)
+    hole[..., 8:20, 10:26] = 1
+    painted = ramp + torch.tensor([0.3, -0.2, 0.1]).view(1, 3, 1, 1)
+    # A backdrop of another colour: the difference is the same everywhere, and so it is taken away whole.
+    torch.testing.assert_close(editing.fill(ramp, painted, hole), ramp, atol=1e-5, rtol=0)
+    plain = editing.fill(ramp, painted, hole, seamless=False)
+    assert torch.equal(plain, torch.lerp(ramp, painted, hole))
+    # One that changes across the picture goes on as it began, nearly.
+    slanted = ramp + 0.4 * torch.linspace(-1, 1, side)[:, None]
+    inside = hole.expand_as(ramp) > 0
+    far = (editing.fill(ramp, slanted, hole) - ramp)[inside].abs().max()
+    assert far < 0.5 * (slanted - ramp)[inside].abs().max()
+    # What agrees around the hole is left alone within it, and so is what is known, bit by bit.
+    other = ramp.clone()
+    other[..., 12:16, 14:20] = 0.9
+    found = editing.fill(ramp, other, hole)
+    torch.testing.assert_close(found, other, atol=1e-5, rtol=0)
+    assert torch.equal(found[~inside], ramp[~inside])
+
+
 def test_inpainting_restores_what_is_known(generator):
     image = editing.paint(generator, face(generator, 5, "z"))
     hole = editing.make_region("box:0.5:0.5:1:1", 32)
     broken = torch.where(hole > 0, torch.ones_like(image), image)
     steps: list[int] = []
-    options = InpaintOptions(steps=60, w_norm=0.0, noise_reg=0.0, noise="joint")
+    options = InpaintOptions(steps=60, w_norm=0.0, noise_reg=0.0, noise="joint", seamless=False)
     found = editing.inpaint(
         generator,
         broken,

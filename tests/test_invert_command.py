@@ -214,9 +214,28 @@ def test_a_report_says_what_stands_in(model, picture, tmp_path):
     face = json.loads((tmp_path / "out/report.json").read_text())["faces"][0]
     assert (face["trunk"], face["trunk_stands_for"], face["steps"]) == ("lite0", "vgg16", 4)
     assert (face["embedder"], face["embedder_stands_for"]) == ("dlib", "arcface")
-    status, _, err = run(*words, "--trunk", "vgg16")
+    status, _, err = run(*words, "--trunk", "vgg16", "--overwrite")
     assert status == 2
     assert "limner models pull vgg16" in err
+
+
+def test_earlier_results_stay_unless_told_otherwise(model, picture, tmp_path):
+    words = ("--model", model, "--aligned", "--method", "w", "--steps", 2, "--mean-samples", 50)
+    assert run(picture, *words, "-o", tmp_path / "out")[0] == 0
+    kept = tmp_path / "out/face_01.safetensors"
+    before = kept.read_bytes()
+    assert (
+        f"{tmp_path}/out/report.json exists already; give --overwrite"
+        in run(picture, *words, "-o", tmp_path / "out")[2]
+    )
+    (tmp_path / "out/report.json").unlink()
+    status, _, err = run(picture, *words, "-o", tmp_path / "out")
+    assert status == 2
+    assert f"{kept} and 1 more exist already" in err
+    assert kept.read_bytes() == before
+    again = (*words, "--steps", 3, "-o", tmp_path / "out", "--overwrite")
+    assert run(picture, *again)[0] == 0
+    assert kept.read_bytes() != before
 
 
 def test_a_mask_and_codes_of_other_programs(model, picture, generator, tmp_path):
@@ -242,7 +261,7 @@ def test_a_mask_and_codes_of_other_programs(model, picture, generator, tmp_path)
     found = load_latent(tmp_path / "out/face_01.safetensors")
     assert found.metadata["options"]["init"] == "given"
     assert (found.latent.tensor - code).abs().max() < 0.3  # three steps away from where it started
-    status, _, err = run(*words, "--method", "encoder", "--mask", mask)
+    status, _, err = run(*words, "--method", "encoder", "--mask", mask, "--overwrite")
     assert status == 2
 
 

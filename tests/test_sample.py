@@ -246,3 +246,16 @@ def test_folder_without_write_permission(model, locked_folder):
     status, _, err = sample(model, "-o", locked_folder)
     assert status == 2
     assert "Permission denied" in err
+
+
+def test_earlier_pictures_stay_unless_told_otherwise(model, tmp_path):
+    file = tmp_path / "out/seed000003.png"
+    assert sample(model, "--seeds", "3", "-o", tmp_path / "out")[0] == 0
+    before = file.read_bytes()
+    status, _, err = sample(model, "--seeds", "2-3", "--psi", "0.1", "-o", tmp_path / "out")
+    assert status == 2
+    assert f"{file} exists already; give --overwrite" in err
+    assert file.read_bytes() == before
+    assert not (tmp_path / "out/seed000002.png").exists(), "nothing is done before the error"
+    assert sample(model, "--seeds", "2-3", "--psi", "0.1", "-o", tmp_path / "out", "--overwrite")[0] == 0
+    assert file.read_bytes() != before

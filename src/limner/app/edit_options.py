@@ -7,12 +7,13 @@ from pathlib import Path
 
 from limner import editing
 from limner.app.edited import SequenceOptions
-from limner.options import Options, knob
+from limner.app.outputs import OutputOptions
+from limner.options import knob
 from limner.pipeline.options import PortraitOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MorphOptions(editing.MorphOptions, SequenceOptions, PortraitOptions):
+class MorphOptions(editing.MorphOptions, SequenceOptions, PortraitOptions, OutputOptions):
     """Options of ``limner edit morph``."""
 
     faces: tuple[str, ...] = knob()
@@ -22,7 +23,7 @@ class MorphOptions(editing.MorphOptions, SequenceOptions, PortraitOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixOptions(editing.MixOptions, PortraitOptions):
+class MixOptions(editing.MixOptions, PortraitOptions, OutputOptions):
     """Options of ``limner edit mix``."""
 
     faces: tuple[str, ...] = knob()
@@ -36,7 +37,7 @@ class MixOptions(editing.MixOptions, PortraitOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OneOptions(Options):
+class OneOptions(OutputOptions):
     """What the commands with one result have."""
 
     compare: bool = False

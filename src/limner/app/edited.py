@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
+from limner.app.outputs import OutputOptions, refuse_taken
 from limner.errors import MediaError
 from limner.files import check_writable
 from limner.options import Options, knob
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from limner.media import SourceType
+
+FIRST_FRAME = "0000"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +31,15 @@ class SequenceOptions(Options):
     """pictures side by side in a strip, before it goes on in the next row"""
 
 
-def check_out(out: Path, *, film: bool) -> None:
-    """Raise, before long work, unless ``out`` is a folder, a picture, or where ``film`` is set a film."""
+def check_out(out: Path, options: OutputOptions, *, name: str, film: bool = False) -> None:
+    """Raise, before long work, unless ``out`` can be written: a folder, a picture, or where ``film`` is set a film.
+
+    Args:
+        out: file or folder.
+        options: say whether what exists may be replaced.
+        name: of the first picture that goes into a folder; empty where that is not known yet.
+        film: whether a sequence is written.
+    """
     from limner import media
 
     suffix = out.suffix.lower()
@@ -40,6 +50,10 @@ def check_out(out: Path, *, film: bool) -> None:
         if suffix == ".mp4":
             media.check_film(out)
         check_writable(out)
+    if suffix and not out.is_dir():
+        refuse_taken([out], options)
+    elif name:
+        refuse_taken([out / f"{name}.png"], options)
 
 
 def write_sequence(

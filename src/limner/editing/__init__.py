@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from limner.editing.mix import Morph, mix_sheet, mix_styles, morph
     from limner.editing.portrait import Portrait, blend, paint, paint_inside
     from limner.editing.region import make_region
-    from limner.editing.repaint import Repainted, crossover, inpaint
+    from limner.editing.repaint import Repainted, crossover, fill, inpaint
     from limner.editing.transfer import style_distance, transfer_style
 
 # Name -> "module:function" in this package.
@@ -47,7 +47,7 @@ _HOMES = {
     "mix": ("Morph", "mix_sheet", "mix_styles", "morph"),
     "portrait": ("Portrait", "blend", "paint", "paint_inside"),
     "region": ("make_region",),
-    "repaint": ("Repainted", "crossover", "inpaint"),
+    "repaint": ("Repainted", "crossover", "fill", "inpaint"),
     "transfer": ("style_distance", "transfer_style"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,6 +69,7 @@ __all__ = [
     "crossover",
     "drive_expression",
     "factorize",
+    "fill",
     "find_boundary",
     "find_components",
     "inpaint",

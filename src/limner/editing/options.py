@@ -118,6 +118,8 @@ class InpaintOptions(SearchOptions):
     """weight of the mean squared difference of pixels, where the picture is known"""
     perceptual: float = knob(1.0, lo=0.0, hi=1e6)
     """weight of the perceptual distance, where the picture is known"""
+    seamless: bool = True
+    """carry the colours around the hole smoothly into it, for backdrops that the generator cannot paint"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
+from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
 from limner.files import replacing
-from limner.options import knob, to_mapping
+from limner.options import knob
 
 if TYPE_CHECKING:
     from limner.faces import Alignment
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(AlignOptions, DetectOptions, ReadOptions):
+class Options(AlignOptions, DetectOptions, ReadOptions, OutputOptions):
     """Options of ``limner align``."""
 
     photos: tuple[Path, ...] = knob()
@@ -68,6 +69,7 @@ def align_photo(path: Path, name: str, options: Options, console: Console) -> li
     Raises:
         MediaError: the photo cannot be read, or the folder not written.
         FaceNotFoundError: no such face.
+        OptionError: a file would be replaced unasked.
     """
     from limner import media
     from limner.faces import crop_face, find_alignments
@@ -77,15 +79,14 @@ def align_photo(path: Path, name: str, options: Options, console: Console) -> li
         console.warn(f"{path}: {note}")
     alignments = find_alignments(photo.pixels, options, options, where=str(path))
     first = int(options.face) if options.face.isdecimal() else 1
-    about = {"command": "align", **to_mapping(options), "photos": [str(path)]}
-    written = []
-    for number, alignment in enumerate(alignments, first):
-        target = options.out / f"{name}_{number:02d}.png"
+    about = {"command": "align", **recorded(options), "photos": [str(path)]}
+    targets = [options.out / f"{name}_{number:02d}.png" for number in range(first, first + len(alignments))]
+    refuse_taken([file for path in targets for file in (path, path.with_suffix(".json"))], options)
+    for target, alignment in zip(targets, alignments, strict=True):
         crop = media.Photo(crop_face(photo.pixels, alignment), icc=photo.icc, source_type=photo.source_type)
         media.write(target, crop, options=about)
         write_sidecar(target.with_suffix(".json"), photo, alignment)
-        written.append(target)
-    return written
+    return targets
 
 
 def write_sidecar(path: Path, photo: Photo, alignment: Alignment) -> None:

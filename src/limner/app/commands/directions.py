@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from limner import zoo
 from limner.app.console import Console
+from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import OptionError
 from limner.files import check_writable
-from limner.options import Options, knob, to_mapping
+from limner.options import Options, knob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreviewOptions(Options):
+class PreviewOptions(OutputOptions):
     """How strips are drawn."""
 
     faces: str = "seed:1-3"
@@ -90,7 +91,7 @@ class ListOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NameOptions(Options):
+class NameOptions(OutputOptions):
     """Options of ``limner directions name``."""
 
     file: Path = knob()
@@ -127,6 +128,7 @@ def run_find(options: FindOptions, console: Console) -> int:
     if "labels" in options.ways:
         _check_label_options(options)
     check_writable(options.out)
+    refuse_taken([options.out], options)
     from limner import editing
     from limner.app.device import pick_device
     from limner.editing import discover
@@ -143,7 +145,7 @@ def run_find(options: FindOptions, console: Console) -> int:
     if "labels" in options.ways:
         found += _from_labels(options, models, console)
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
-    about = {"base": base, "command": "directions find", "options": to_mapping(options)}
+    about = {"base": base, "command": "directions find", "options": recorded(options)}
     editing.save_directions(options.out, found, metadata=about)
     _print(found, console)
     console.print(
@@ -192,7 +194,10 @@ def run_name(options: NameOptions, console: Console) -> int:
         )
     if not found:
         raise OptionError("limner directions name: no direction would be left")
-    out = editing.save_directions(options.out or options.file, found, metadata=notes)
+    out = options.out or options.file
+    if out.resolve() != options.file.resolve():
+        refuse_taken([out], options)
+    editing.save_directions(out, found, metadata=notes)
     _print(found, console)
     console.print(f"wrote {out}")
     console.result(file=out, directions=_plain(found))
@@ -347,8 +352,9 @@ def _draw(
             w = generator.mapping(z.to(generator.w_avg))
             faces.append(Portrait(Latent("w+", generator.truncate(generator.broadcast(w), options.psi))))
     positions = [options.reach * (2 * i / (options.frames - 1) - 1) for i in range(options.frames)]
-    files = []
-    for one in console.track(found, "Drawing"):
+    files = [folder / (re.sub(r"[^\w.+-]", "_", one.name) + ".png") for one in found]
+    refuse_taken(files, options)
+    for file, one in zip(files, console.track(found, "Drawing"), strict=True):
         rows = [
             [
                 media.to_pixels(
@@ -359,9 +365,6 @@ def _draw(
             for face in faces
         ]
         sheet = media.make_sheet(rows, column_labels=[f"{one.name} {at:+.2g}" for at in positions])
-        about = {"command": "directions show", "direction": one.name, **to_mapping(options)}
-        name = re.sub(r"[^\w.+-]", "_", one.name)
-        files.append(
-            media.write(folder / f"{name}.png", sheet, options=about, source_type="trainedAlgorithmicMedia")
-        )
+        about = {"command": "directions show", "direction": one.name, **recorded(options)}
+        media.write(file, sheet, options=about, source_type="trainedAlgorithmicMedia")
     return files

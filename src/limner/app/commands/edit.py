@@ -20,10 +20,11 @@ from limner.app.edit_options import (
     MorphOptions,
     TransferOptions,
 )
-from limner.app.edited import check_out, write_picture, write_sequence
+from limner.app.edited import FIRST_FRAME, check_out, write_picture, write_sequence
+from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import OptionError
 from limner.files import check_writable
-from limner.options import Options, to_mapping
+from limner.options import Options
 from limner.pipeline.options import PortraitOptions, check_encoder
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ CODES = ".safetensors"
 
 def run_morph(options: MorphOptions, console: Console) -> int:
     """Turn faces into each other."""
-    _check_outputs(options, *options.faces, film=True)
+    _check_outputs(options, *options.faces, film=True, name=FIRST_FRAME)
     models = _load(options, console)
     sitters = [sitter for word in options.faces for sitter in _read(word, options, models, console)]
     morph = editing.morph(
@@ -61,7 +62,7 @@ def run_mix(options: MixOptions, console: Console) -> int:
     """Mix faces with styles."""
     if not options.styles:
         raise OptionError("limner edit mix: name the faces that the layers are taken from with --styles")
-    _check_outputs(options, *options.faces, *options.styles)
+    _check_outputs(options, *options.faces, *options.styles, name="mixed" if options.grid else "")
     models = _load(options, console)
     faces = [one for word in options.faces for one in _read(word, options, models, console)]
     styles = [one for word in options.styles for one in _read(word, options, models, console)]
@@ -79,7 +80,10 @@ def run_mix(options: MixOptions, console: Console) -> int:
         )
         return _done([write_picture(options.out, "mixed", sheet, about)], console)
     files = []
-    for face, style in console.track([(face, style) for face in faces for style in styles], "Mixing"):
+    pairs = [(face, style) for face in faces for style in styles]
+    if not options.out.suffix:
+        refuse_taken([options.out / f"{face.name}+{style.name}.png" for face, style in pairs], options)
+    for face, style in console.track(pairs, "Mixing"):
         mixed = editing.mix_styles(models.generator, face.portrait, style.portrait, how)
         pixels = _show(options, models, mixed)
         files.append(write_picture(options.out, f"{face.name}+{style.name}", pixels, about))
@@ -91,7 +95,7 @@ def run_transfer(options: TransferOptions, console: Console) -> int:
     from limner import media
     from limner.pipeline.portraits import painted_px, square_picture
 
-    _check_outputs(options, options.portrait, options.style, options.region)
+    _check_outputs(options, options.portrait, options.style, options.region, name="transfer")
     if options.region and options.way == "layers":
         raise OptionError("a region needs --way gram: the way of layers changes the whole picture")
     models = _load(options, console)
@@ -133,7 +137,9 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
             "limner edit expression: name a neutral and an expressive face, or a sequence with --driving"
         )
     words = (options.portrait, options.neutral, options.expressive, options.region, *options.driving)
-    _check_outputs(options, *words, film=bool(options.driving))
+    _check_outputs(
+        options, *words, film=bool(options.driving), name=FIRST_FRAME if options.driving else "expression"
+    )
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     how = _part(options, editing.ExpressionOptions)
@@ -166,7 +172,7 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
 
 def run_crossover(options: CrossoverOptions, console: Console) -> int:
     """Put a region of one face into another."""
-    _check_outputs(options, options.portrait, options.other, options.region)
+    _check_outputs(options, options.portrait, options.other, options.region, name="crossover")
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     (other,) = _read(options.other, options, models, console, one=True)
@@ -187,13 +193,11 @@ def run_crossover(options: CrossoverOptions, console: Console) -> int:
 
 def run_inpaint(options: InpaintOptions, console: Console) -> int:
     """Fill the hole of a photo's face."""
-    import torch
-
     from limner import media
     from limner.faces import AlignOptions, crop_face, find_alignments
     from limner.pipeline.portraits import embed_filled, painted_px
 
-    _check_outputs(options, str(options.photo), options.hole)
+    _check_outputs(options, str(options.photo), options.hole, name="inpaint")
     models = _load(options, console)
     pixels = media.read(options.photo).pixels
     side = models.generator.resolution
@@ -226,7 +230,7 @@ def run_inpaint(options: InpaintOptions, console: Console) -> int:
     image, hole = look(painted_px(options, models))
     painted = _picture(options, models, found.portrait)
     given = media.to_pixels(image * (1 - hole)) + media.to_pixels(painted)
-    result = torch.lerp(image, painted, hole) if options.keep else painted
+    result = editing.fill(image, painted, hole, seamless=options.seamless) if options.keep else painted
     labels = ("photo", "painted", "result")
     return _finish(
         options, console, models, found.portrait, result, given, labels, "inpaint", mixed=options.keep
@@ -237,7 +241,8 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     """Move a face along directions."""
     sweep = _parse_moves(options.move)
     moving = any(start != end for start, end in sweep.values())
-    _check_outputs(options, options.portrait, str(options.directions), options.region, film=moving)
+    words = (options.portrait, str(options.directions), options.region)
+    _check_outputs(options, *words, film=moving, name=FIRST_FRAME if moving else "direction")
     models = _load(options, console)
     directions = _read_directions(options.directions, models)
     (face,) = _read(options.portrait, options, models, console, one=True)
@@ -269,22 +274,24 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     return _finish(options, console, models, moved(0.0), image, given, ("face", "result"), "direction")
 
 
-def _check_outputs(options: Any, *given: str, film: bool = False) -> None:
+def _check_outputs(options: Any, *given: str, name: str, film: bool = False) -> None:
     """Raise, before long work, unless the outputs can be written and are none of the files that were given.
 
     Raises:
         MediaError, OptionError: see `check_out`; one of the files would be replaced, or codes with a wrong ending.
     """
-    check_out(options.out, film=film)
     codes: Path | None = getattr(options, "save_latent", None)
-    if codes is not None:
-        if codes.suffix.lower() != CODES:
-            raise OptionError(f"save_latent is {codes}, expected a file that ends in {CODES}")
-        check_writable(codes)
     sources = {Path(word).resolve() for word in given if word}
-    for name, path in (("out", options.out), ("save_latent", codes)):
+    for which, path in (("out", options.out), ("save_latent", codes)):
         if path is not None and not path.is_dir() and path.resolve() in sources:
-            raise OptionError(f"{name} is {path}, which the command reads; choose another name")
+            raise OptionError(f"{which} is {path}, which the command reads; choose another name")
+    check_out(options.out, options, name=name, film=film)
+    if codes is None:
+        return
+    if codes.suffix.lower() != CODES:
+        raise OptionError(f"save_latent is {codes}, expected a file that ends in {CODES}")
+    check_writable(codes)
+    refuse_taken([codes], options)
 
 
 def _load(options: PortraitOptions, console: Console) -> Models:
@@ -413,8 +420,8 @@ def _show(
     return media.to_pixels(_picture(options, models, edited, face, region))[0]
 
 
-def _about(command: str, options: Options, models: Models) -> dict[str, Any]:
-    return {"command": command, **to_mapping(options), "base": models.base}
+def _about(command: str, options: OutputOptions, models: Models) -> dict[str, Any]:
+    return {"command": command, **recorded(options), "base": models.base}
 
 
 def _finish(

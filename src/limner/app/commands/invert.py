@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from limner import zoo
 from limner.app.commands.align import unique_names
 from limner.app.console import Console, format_seconds
+from limner.app.outputs import OutputOptions, refuse_taken
 from limner.errors import LimnerError, MediaError, OptionError
 from limner.faces.options import AlignOptions, DetectOptions, ReadOptions
 from limner.files import check_writable, replacing
@@ -43,7 +44,14 @@ BATCH, BATCH_UP_TO_PX = 4, 256  # faces at a time by default, and the largest ge
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(
-    InversionOptions, PivotalOptions, EncodeOptions, TrunkOptions, AlignOptions, DetectOptions, ReadOptions
+    InversionOptions,
+    PivotalOptions,
+    EncodeOptions,
+    TrunkOptions,
+    AlignOptions,
+    DetectOptions,
+    ReadOptions,
+    OutputOptions,
 ):
     """Options of ``limner invert``."""
 
@@ -97,6 +105,7 @@ def run(options: Options, console: Console) -> int:
         raise OptionError(f"landmarks belong to one photo, but {len(options.photos)} were named")
     search = search_options(options)
     check_writable(options.out / REPORT)
+    refuse_taken([options.out / REPORT], options)
     from limner.app.device import pick_device
     from limner.checkpoints.latents import load_latent
     from limner.nn import deltas
@@ -292,16 +301,19 @@ class _Job:
             photo.pixels, align, options, detector=self.models.detector, where=str(path)
         )
         first = int(options.face) if options.face.isdecimal() else 1
+        stems = [f"{name}_{number:02d}" for number in range(first, first + len(alignments))]
+        endings = (".safetensors", ".png", *(("-compare.png",) if options.compare else ()))
+        refuse_taken([options.out / (stem + ending) for stem in stems for ending in endings], options)
         return [
             _Face(
                 path,
                 number,
-                options.out / f"{name}_{number:02d}",
+                options.out / stem,
                 alignment,
                 crop_face(photo.pixels, alignment),
                 crop_face(photo.pixels, alignment.resized(options.size)) if options.compare else None,
             )
-            for number, alignment in enumerate(alignments, first)
+            for number, (stem, alignment) in enumerate(zip(stems, alignments, strict=True), first)
         ]
 
     def _invert(self, faces: list[_Face], image: Tensor) -> Inversion:

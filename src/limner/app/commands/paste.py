@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 from limner.app.commands.align import unique_names
 from limner.app.console import Console
+from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import LimnerError, MediaError
 from limner.faces.options import PasteOptions, ReadOptions
-from limner.options import knob, to_mapping
+from limner.options import knob
 
 if TYPE_CHECKING:
     from limner.faces import Alignment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(PasteOptions, ReadOptions):
+class Options(PasteOptions, ReadOptions, OutputOptions):
     """Options of ``limner paste``."""
 
     faces: tuple[Path, ...] = knob()
@@ -82,12 +83,14 @@ def paste_group(
 
     Raises:
         MediaError: a picture cannot be read or written, or the photo is not the one the faces were cut from.
+        OptionError: a file would be replaced unasked.
     """
     from limner import media
     from limner.faces import paste_faces
 
     if target.resolve() == photo_path.resolve():
         raise MediaError(f"{target} would overwrite the photo itself; choose another --out")
+    refuse_taken([target], options)
     limit = options.max_megapixels or media.MAX_MEGAPIXELS
     photo = media.read(photo_path, max_megapixels=limit)
     height, width = photo.pixels.shape[:2]
@@ -107,7 +110,7 @@ def paste_group(
     for note in photo.notes:
         console.warn(f"{photo_path}: {note}")
     pixels = paste_faces(photo.pixels, faces, [placed.alignment for placed in group], options)
-    about = {"command": "paste", **to_mapping(options), "faces": [str(placed.face) for placed in group]}
+    about = {"command": "paste", **recorded(options), "faces": [str(placed.face) for placed in group]}
     return media.write(
         target,
         dataclasses.replace(photo, pixels=pixels),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from limner import zoo
 from limner.app.console import Console
+from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import CheckpointError, OptionError
-from limner.options import Options as BaseOptions
-from limner.options import knob, to_mapping
+from limner.options import knob
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(BaseOptions):
+class Options(OutputOptions):
     """Options of ``limner sample``."""
 
     model: str = knob(zoo.DEFAULT_GENERATOR, positional=True)
@@ -54,25 +54,26 @@ def run(options: Options, console: Console) -> int:
 
     if not options.seeds:
         raise OptionError("seeds is empty, expected one number or more, such as 0-15")
-    device = pick_device(console.settings)
-    generator = load_generator(options).to(device)
     sheet = options.grid or bool(options.out.suffix and len(options.seeds) > 1)
-    about = {"command": "sample", **to_mapping(options)}
+    names = ["samples.png"] if sheet else [f"seed{seed:06d}.png" for seed in options.seeds]
+    targets = [options.out if options.out.suffix else options.out / name for name in names]
+    refuse_taken(targets, options)
+    generator = load_generator(options).to(pick_device(console.settings))
+    about = {"command": "sample", **recorded(options)}
     made, files = [], []
-    for seed in console.track(options.seeds, "Painting"):
+    for number, seed in enumerate(console.track(options.seeds, "Painting")):
         pixels = to_pixels(paint(generator, seed, options))[0]
         if sheet:
             made.append(pixels)
             continue
-        target = options.out if options.out.suffix else options.out / f"seed{seed:06d}.png"
-        files.append(
-            write(target, pixels, options=about | {"seeds": [seed]}, source_type="trainedAlgorithmicMedia")
-        )
+        about["seeds"] = [seed]
+        files.append(write(targets[number], pixels, options=about, source_type="trainedAlgorithmicMedia"))
     if sheet:
         columns = options.columns or math.ceil(math.sqrt(len(made)))
         rows = [made[start : start + columns] for start in range(0, len(made), columns)]
-        target = options.out if options.out.suffix else options.out / "samples.png"
-        files.append(write(target, make_sheet(rows), options=about, source_type="trainedAlgorithmicMedia"))
+        files.append(
+            write(targets[0], make_sheet(rows), options=about, source_type="trainedAlgorithmicMedia")
+        )
     where = files[0] if len(files) == 1 else f"{len(files)} pictures in {files[0].parent}"
     console.print(f"{options.model}: wrote {where}")
     console.result(model=options.model, files=files)
