@@ -23,7 +23,7 @@ class PspExam(EncoderExam):
     """Measures encoders for one task on held-out pictures.
 
     Args:
-        generator: the one that the run began with; its mean face is the floor.
+        generator: its mean face is the floor.
         sample: what the encoder sees, and what should come out.
         names: one per picture.
         task: of the encoder.
