@@ -220,7 +220,8 @@ def test_boundaries_are_found_from_a_table(model, heads, encoder, tmp_path):
     assert found["light"].notes["faces"] == 12, "the lower and the upper quarter"
     assert found["kind"].notes["labelled"] == 12
     assert (tmp_path / "strips/light.png").is_file()
-    status, _, err = run(*words, *attributes, "--untangle")
+    assert "already; give --overwrite" in run(*words, *attributes)[2]
+    status, _, err = run(*words, *attributes, "--untangle", "--overwrite")
     apart, _ = editing.load_directions(file)
     assert abs(float(apart["light"].values @ found["kind"].values)) < 1e-3
     assert "no column 'dark'" in run(*words, "--attributes", "dark")[2]
