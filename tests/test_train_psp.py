@@ -230,6 +230,27 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(folder, tmp_path):
         torch.testing.assert_close(grad, parts[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["psp", "restyle-psp"])
+def test_training_tells_pictures_apart(folder, tmp_path, name):
+    """Four pictures are learned by heart: nearer than the mean face, and nearer to their own than to the others."""
+    changes = {"identity": 0.0, "perceptual": 0.0, "mirror": False, "optimizer": "adam", "lr": 0.003}
+    options = make_options(folder, tmp_path, architecture=name, select="0-3", width=8, **changes)
+    run = make_run(options)
+    lessons = PspLessons(run)
+    for step in range(1, 41):
+        lessons.step(StepRandom(0, step, 0, CPU))
+    sample, _ = run.source.held_out(run.generator)  # no validate: the four themselves
+    with torch.no_grad():
+        codes = refine(run.encoder, run.generator, sample.x)[-1]
+        image = run.generator.synthesis(codes)
+        floor = run.generator.synthesis(run.generator.broadcast(run.generator.w_avg[None]))
+    errors = (image[:, None] - sample.truth[None]).square().mean((2, 3, 4))
+    assert errors.diagonal().mean() < 0.7 * F.mse_loss(floor.expand_as(sample.truth), sample.truth)
+    others = errors[~torch.eye(4, dtype=torch.bool)]
+    assert errors.diagonal().mean() < 0.7 * others.mean()
+
+
 def test_later_passes_see_what_the_earlier_ones_made(folder, tmp_path):
     """The training's passes are those of `refine`, which inversion runs."""
     options = make_options(folder, tmp_path, architecture="restyle-psp", iterations=3)
