@@ -160,6 +160,11 @@ class TestStyles:
         assert usual == DualOptions()
         assert whole == DualOptions(structure=1.0)
 
+    def test_strokes_of_its_own_are_not_finished(self, dual: DualGenerator, extrinsic: Tensor) -> None:
+        assert DualStyle(dual, extrinsic, WHOLE).detail
+        fine = DualGenerator.around(dual.generator, structure_rows=5, fine_blocks=2)
+        assert not DualStyle(fine, extrinsic, WHOLE).detail
+
     def test_mixing(self, dual: DualGenerator) -> None:
         a, b = (to_extrinsic(dual, code) for code in list(make_codes().values())[:2])
         torch.testing.assert_close(mix_styles([a, b], [1.0, 3.0]), 0.25 * a + 0.75 * b)

@@ -240,7 +240,7 @@ def _restyle(
         with torch.no_grad():
             embedded = render(painter, code, maps).clamp(-1, 1)
     if isinstance(style, DualStyle):
-        styled = style.paint(generator, latent, noise, detail=detail)
+        styled = style.paint(generator, latent, noise, detail=detail if style.detail else None)
     else:
         shown = options if isinstance(options, StyleOptions) else StyleOptions()
         plain = None if style.detail else paint(generator, style, latent, shown, noise=noise)

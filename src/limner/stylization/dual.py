@@ -178,6 +178,11 @@ class DualStyle:
     def __post_init__(self) -> None:
         row_weights(self.dual, self.options)  # tells at once where they do not fit
 
+    @property
+    def detail(self) -> bool:
+        """Whether layers grown above the generator may finish pictures: they know photos, and roughen strokes of its own."""
+        return not len(self.dual.fine)
+
     def check_base(self, generator: Generator) -> None:
         """Raise `KeyMismatchError` unless faces are embedded with this model's own generator."""
         if generator is not self.dual.generator and deltas.digest(generator) != deltas.digest(
