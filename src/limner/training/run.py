@@ -164,7 +164,8 @@ def update_average(
     if ramp:
         half = min(half, images * ramp)
     share = 1 - 0.5 ** (batch / max(half, 1e-8))
-    if mine := list(average.parameters()):
+    mine: list[Tensor] = list(average.parameters())
+    if mine:
         torch._foreach_lerp_(mine, list(module.parameters()), share)
     for old, new in zip(average.buffers(), module.buffers(), strict=True):
         old.copy_(new)
