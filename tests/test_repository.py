@@ -27,7 +27,7 @@ BUDGETS = {
     "generator and discriminator": (("model",), 14.1 * MB),
     "encoders": (("encoder",), 1.8 * MB),
     "translator": (("translator",), 2.2 * MB),
-    "children": (("child",), 2 * MB),
+    "children": (("child",), 2.4 * MB),
     "styles": (("style",), 4 * MB),  # eight of at most half a megabyte
     "dual": (("dual",), 2.4 * MB),
     "detail": (("detail",), 0.2 * MB),
