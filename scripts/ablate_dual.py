@@ -127,15 +127,15 @@ def load(arguments: argparse.Namespace) -> DualTraining:
 
 
 def play_for(stage: Stage, seconds: float, seed: int) -> None:
-    """Play a stage for so many CPU seconds; its length is reckoned from its first two steps."""
+    """Play a stage for so many CPU seconds; its length is reckoned from its third step, since the first ones measure."""
     begun, step = time.process_time(), 0
-    while step < stage.total and (step < 2 or time.process_time() - begun < seconds):
-        step += 1
+    while step < stage.total and (step < 3 or time.process_time() - begun < seconds):
+        before, step = time.process_time(), step + 1
         stage.step(step, StepRandom(seed + stage.number, step, 0, CPU))
         stage.done = step
-        if step == 2:
-            each = (time.process_time() - begun) / 2
-            stage.total = max(3, round(seconds / each))
+        if step == 3:
+            now = time.process_time()
+            stage.total = 3 + max(1, round((seconds - (now - begun)) / (now - before)))
 
 
 def find_codes(training: DualTraining) -> dict[str, Tensor]:
