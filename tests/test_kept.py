@@ -218,6 +218,40 @@ def test_the_command_takes_latent_files(
     assert "is no latent file but a model" in capsys.readouterr().err
 
 
+def test_what_latent_files_come_from_stays_and_a_broken_one_fails_alone(
+    models: Models, style: Style, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The photo that only a latent file names is no output, nor is the style; a damaged file leaves the others."""
+    base = tmp_path / "tiny.safetensors"
+    checkpoints.save(checkpoints.Checkpoint(generator=models.generator), base)
+    save_style(style, tmp_path / "dark.limner", models.generator)
+    photo = media.write(tmp_path / "me.png", make_photo())
+    file, _ = keep(tmp_path / "me_01.safetensors", models, photo=photo)
+    before = photo.read_bytes()
+    words = ["--style", str(tmp_path / "dark.limner"), "--model", str(base), "--device", "cpu", "--overwrite"]
+    aside = tmp_path / "other" / ".." / "me.png"
+    for out in (photo, aside, tmp_path / "dark.limner"):
+        assert main(["stylize", str(file), *words, "--out", str(out)]) == 2
+        assert f"out is {out}, which the command reads" in capsys.readouterr().err
+    compared = photo.rename(tmp_path / "new-compare.png")
+    keep(file, models, photo=compared)
+    assert main(["stylize", str(file), *words, "--out", str(tmp_path / "new.png"), "--compare"]) == 2
+    assert "new-compare.png, which the command reads" in capsys.readouterr().err
+    assert compared.read_bytes() == before
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no codes")
+    files = [str(broken), str(tmp_path / "gone.npy"), str(file)]
+    assert main(["stylize", *files, *words, "--json"]) == 2
+    told = capsys.readouterr()
+    record = json.loads(told.out.splitlines()[-1])
+    assert [Path(entry["photo"]).name for entry in record["failed"]] == ["broken.safetensors", "gone.npy"]
+    assert [Path(name).name for entry in record["photos"] for name in entry["files"]] == [
+        "new-compare-dark.png"
+    ]
+    assert str(broken) in told.err
+    assert main(["stylize", str(broken), *words]) == 2
+
+
 def test_a_style_is_learned_on_codes_from_files(models: Models, tmp_path: Path) -> None:
     """They are taken as they are, beside pictures whose code is searched; the command reads one per picture."""
     file, latent = keep(tmp_path / "me.safetensors", models, person=0.2)

@@ -16,7 +16,7 @@ class OutputOptions(Options):
     """What commands that write files have."""
 
     overwrite: bool = False
-    """replace files that exist; otherwise they are an error, before any work is done"""
+    """replace files that exist; otherwise they are an error, before one would be replaced"""
 
 
 def refuse_taken(paths: Iterable[Path], options: OutputOptions) -> None:

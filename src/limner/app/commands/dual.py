@@ -59,7 +59,7 @@ class Options(DualPhotoOptions, EncoderOptions, TrunkOptions, ReadOptions):
     sheet: Path | None = None
     """also write one sheet with a row per face and a column per style"""
     overwrite: bool = False
-    """replace files that exist; otherwise they are an error, before any work is done"""
+    """replace files that exist; otherwise they are an error, before one would be replaced"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from limner import zoo
 from limner.app.console import Console, format_seconds
 from limner.app.styles import find_dual, find_styles, split_dual
-from limner.errors import CheckpointError, FaceNotFoundError, MediaError, OptionError, ShapeError
+from limner.errors import (
+    CheckpointError,
+    FaceNotFoundError,
+    LimnerError,
+    MediaError,
+    OptionError,
+    ShapeError,
+)
 from limner.faces.options import ReadOptions
 from limner.files import check_writable
 from limner.options import knob, to_mapping
@@ -31,6 +38,13 @@ if TYPE_CHECKING:
     from limner.stylization.style import Style
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+FAILURES = (
+    FaceNotFoundError,
+    MediaError,
+    OptionError,
+    CheckpointError,
+    ShapeError,
+)  # of one source, not of all
 UNRECORDED = ("photos", "photo", "out", "compare", "overwrite", "max_megapixels")  # they change no pixel
 
 
@@ -41,10 +55,12 @@ class Source:
     Attributes:
         photo: None where latent files have none; then portraits are written.
         latents: empty for a photo whose faces are yet to be embedded.
+        error: why its latent file cannot be read; None where it can.
     """
 
     photo: Path | None
     latents: tuple[Path, ...] = ()
+    error: LimnerError | None = None
 
     @property
     def first(self) -> Path:
@@ -81,7 +97,7 @@ class Options(StylizeOptions, EncoderOptions, TrunkOptions, ReadOptions):
     compare: bool = False
     """also write a picture of every face before and after, beside the output"""
     overwrite: bool = False
-    """replace files that exist; otherwise they are an error, before any work is done"""
+    """replace files that exist; otherwise they are an error, before one would be replaced"""
 
 
 def run(options: Options, console: Console) -> int:
@@ -90,7 +106,7 @@ def run(options: Options, console: Console) -> int:
         raise OptionError("limner stylize: name at least one photo")
     sources = find_sources(options)
     outputs = plan_outputs(options, sources)
-    check_free(outputs, options)
+    check_free(outputs, options, sources)
     for output in outputs:
         check_writable(output)
     check_encoder(options.inverter, options.encoder)
@@ -104,8 +120,10 @@ def run(options: Options, console: Console) -> int:
     written, failed = [], []
     for source, output in zip(sources, outputs, strict=True):
         try:
+            if source.error is not None:
+                raise source.error
             written.append(_restyle(source, output, style, models, options, console))
-        except (FaceNotFoundError, MediaError, OptionError, CheckpointError, ShapeError) as error:
+        except FAILURES as error:
             if len(sources) == 1:
                 raise
             console.error(str(error))
@@ -117,9 +135,11 @@ def run(options: Options, console: Console) -> int:
 def find_sources(options: Options) -> list[Source]:
     """Return what every output is made from; latent files of one photo come together, where the first of them stands.
 
+    A latent file that cannot be read is a source with an error, so that the others go on.
+
     Raises:
         OptionError: a photo is named for latent files, but none are.
-        CheckpointError: a latent file that cannot be read.
+        CheckpointError, OptionError, ShapeError: the only file that is named is a latent file that cannot be read.
     """
     found: list[Source] = []
     for path in options.photos:
@@ -128,7 +148,13 @@ def find_sources(options: Options) -> list[Source]:
             continue
         from limner.pipeline.kept import find_photo
 
-        photo = options.photo or find_photo(path)
+        try:
+            photo = options.photo or find_photo(path)
+        except FAILURES as error:
+            if len(options.photos) == 1:
+                raise
+            found.append(Source(None, (path,), error))
+            continue
         same = [i for i, one in enumerate(found) if one.latents and photo and one.photo == photo]
         if same:
             found[same[0]] = Source(photo, (*found[same[0]].latents, path))
@@ -167,13 +193,21 @@ def plan_outputs(options: Options, sources: Sequence[Source] | None = None) -> l
     return names
 
 
-def check_free(outputs: list[Path], options: Options) -> None:
-    """Raise `OptionError` for files that exist already, unless they may be replaced, and for the photos themselves."""
-    inputs = {path.resolve() for path in (*options.photos, *([options.photo] if options.photo else []))}
+def check_free(outputs: Sequence[Path], options: Options, sources: Sequence[Source]) -> None:
+    """Raise `OptionError` for files that exist already, unless they may be replaced, and for what the command reads.
+
+    Args:
+        outputs: one file per source.
+        options: whether comparisons stand beside them, and what may be replaced.
+        sources: see `find_sources`; their photos count too, where only a latent file names them.
+    """
+    read = [*options.photos, *(one.photo for one in sources if one.photo), Path(options.style)]
+    inputs = {path.resolve() for path in (*read, *map(Path, options.also))}
     for path in outputs:
-        if path.resolve() in inputs:
-            raise OptionError(f"out is {path}, which is the photo itself; choose another name")
         beside = [path, compare_path(path)] if options.compare else [path]
+        for one in beside:
+            if one.resolve() in inputs:
+                raise OptionError(f"out is {one}, which the command reads; choose another name")
         taken = [one for one in beside if one.exists()]
         if taken and not options.overwrite:
             raise OptionError(f"{taken[0]} exists already; give --overwrite or another --out")

@@ -45,7 +45,7 @@ class Options(TranslateOptions, ReadOptions):
     compare: bool = False
     """also write a sheet of photo, input and faces, beside the output"""
     overwrite: bool = False
-    """replace files that exist; otherwise they are an error, before any work is done"""
+    """replace files that exist; otherwise they are an error, before one would be replaced"""
 
 
 def run(options: Options, console: Console) -> int:
