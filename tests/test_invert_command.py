@@ -13,7 +13,7 @@ import torch
 
 from limner import media, zoo
 from limner.app import cli
-from limner.app.commands.invert import Options, search_options
+from limner.app.commands.invert import Options, extend_report, search_options
 from limner.checkpoints import Checkpoint, save
 from limner.errors import OptionError
 from limner.inversion.options import InversionOptions, preset
@@ -224,11 +224,6 @@ def test_earlier_results_stay_unless_told_otherwise(model, picture, tmp_path):
     assert run(picture, *words, "-o", tmp_path / "out")[0] == 0
     kept = tmp_path / "out/face_01.safetensors"
     before = kept.read_bytes()
-    assert (
-        f"{tmp_path}/out/report.json exists already; give --overwrite"
-        in run(picture, *words, "-o", tmp_path / "out")[2]
-    )
-    (tmp_path / "out/report.json").unlink()
     status, _, err = run(picture, *words, "-o", tmp_path / "out")
     assert status == 2
     assert f"{kept} and 1 more exist already" in err
@@ -236,6 +231,59 @@ def test_earlier_results_stay_unless_told_otherwise(model, picture, tmp_path):
     again = (*words, "--steps", 3, "-o", tmp_path / "out", "--overwrite")
     assert run(picture, *again)[0] == 0
     assert kept.read_bytes() != before
+
+
+def test_a_second_run_extends_the_report(model, picture, tmp_path):
+    out = tmp_path / "out"
+    words = ("--aligned", "--method", "w", "--steps", 2, "--mean-samples", 50, "-o", out)
+    other = media.write(tmp_path / "other.png", media.read(picture).pixels[:, ::-1])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+
+    def told() -> tuple[dict, list[tuple[str, int]], list[str]]:
+        report = json.loads((out / "report.json").read_text())
+        faces = [(Path(face["photo"]).name, face["steps"]) for face in report["faces"]]
+        return report, faces, [Path(one["photo"]).name for one in report["failed"]]
+
+    assert run(picture, broken, "--model", model, *words)[0] == 2
+    first = told()
+    assert first[1:] == ([("face.png", 2)], ["broken.png"])
+    media.write(broken, media.read(picture).pixels)
+    assert run(other, broken, "--model", model, *words)[0] == 0
+    report, faces, failed = told()
+    assert (faces, failed) == ([("face.png", 2), ("other.png", 2), ("broken.png", 2)], [])
+    assert list(report) == ["base", "identity", "faces", "failed"]
+    assert (report["base"], report["faces"][0]) == (first[0]["base"], first[0]["faces"][0])
+    (out / "report.json").write_text("[]")
+    status, _, err = run(picture, "--model", model, *words)
+    assert status == 2
+    assert "is no report of limner invert; give --overwrite" in err
+    report["base"] |= {"name": "large", "digest": "0"}
+    (out / "report.json").write_text(json.dumps(report))
+    status, _, err = run(
+        media.write(tmp_path / "third.png", media.read(picture).pixels), "--model", model, *words
+    )
+    assert status == 2
+    assert "faces of another generator (large), not of tiny" in err
+    assert not (out / "third_01.png").exists()
+
+
+def test_a_report_keeps_what_was_not_written_again():
+    """Entries go by the files they are about, wherever the folder was named from; failures by the photo."""
+
+    def report(*names: str, failed: str = "", name: str = "tiny", digest: str = "1") -> dict:
+        faces = [{"photo": f"{name}.jpg", "files": [f"out/{name}_01.png"]} for name in names]
+        return {"base": {"name": name, "digest": digest}, "faces": faces, "failed": [{"photo": failed}]}
+
+    new = report("b", failed="y.jpg", name="runs/tiny")
+    new["faces"][0]["files"] = ["/tmp/out/b_01.png"]
+    both = extend_report(report("a", "b", failed="x.jpg"), new, [Path("b.jpg"), Path("y.jpg")])
+    assert [face["files"] for face in both["faces"]] == [["out/a_01.png"], ["/tmp/out/b_01.png"]]
+    assert [one["photo"] for one in both["failed"]] == ["x.jpg", "y.jpg"]
+    again = extend_report(report("a", failed="x.jpg"), new, [Path("x.jpg"), Path("y.jpg")])
+    assert again["failed"] == new["failed"]
+    for earlier in (None, report("a", digest="2")):
+        assert extend_report(earlier, new, []) == new
 
 
 def test_a_mask_and_codes_of_other_programs(model, picture, generator, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ class Options(
     """photos; every face of every photo is embedded"""
     out: Path = Path("inverted")
     """folder for every face's codes (NAME_01.safetensors) and what the generator paints of them (NAME_01.png), and
-    for report.json"""
+    for report.json, which later runs of the same generator extend"""
     model: str = zoo.DEFAULT_GENERATOR
     """generator, name or file"""
     encoder: Path | None = None
@@ -105,7 +105,7 @@ def run(options: Options, console: Console) -> int:
         raise OptionError(f"landmarks belong to one photo, but {len(options.photos)} were named")
     search = search_options(options)
     check_writable(options.out / REPORT)
-    refuse_taken([options.out / REPORT], options)
+    earlier = read_report(options.out / REPORT, options)
     from limner.app.device import pick_device
     from limner.checkpoints.latents import load_latent
     from limner.nn import deltas
@@ -129,16 +129,19 @@ def run(options: Options, console: Console) -> int:
     precision = choose_precision(search.precision, models.generator.w_avg.device)
     search = dataclasses.replace(search, precision=precision)
     base = {"name": models.base, "digest": deltas.digest(models.generator)}
+    if earlier is not None and not options.overwrite and not _same_base(earlier, base):
+        raise OptionError(
+            f"{options.out / REPORT} is about faces of another generator ({earlier['base'].get('name', 'unnamed')}), "
+            f"not of {models.base}; give --overwrite for a new report, or another --out"
+        )
     job = _Job(options, search, start, models, base, console)
     for batch in job.batches():
         job.embed(batch)
     entries, failed = job.entries, job.failed
     report = options.out / REPORT if entries else None
     if report is not None:
-        _write_report(
-            report,
-            {"base": base, "identity": identity_measure(entries[0]), "faces": entries, "failed": failed},
-        )
+        told = {"base": base, "identity": identity_measure(entries[0]), "faces": entries, "failed": failed}
+        _write_report(report, extend_report(read_report(report, options), told, options.photos))
         _print_table(entries, console)
     console.print(
         f"wrote {len(entries)} latents to {options.out}" + f", {len(failed)} photos failed" * bool(failed)
@@ -147,6 +150,56 @@ def run(options: Options, console: Console) -> int:
     )
     console.result(faces=entries, failed=failed, report=report)
     return 2 if failed else 0
+
+
+def read_report(path: Path, options: OutputOptions) -> dict[str, Any] | None:
+    """Return what an earlier run reported, or None where there is nothing, or something else that may be replaced.
+
+    Raises:
+        OptionError: something else is there and may not be replaced.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        told = None
+    if isinstance(told, dict) and isinstance(told.get("base"), dict):
+        lists = [told.get("faces"), told.get("failed")]
+        if all(isinstance(one, list) and all(isinstance(entry, dict) for entry in one) for one in lists):
+            return told
+    if not options.overwrite:
+        raise OptionError(
+            f"{path} exists already and is no report of limner invert; give --overwrite or another --out"
+        )
+    return None
+
+
+def extend_report(
+    earlier: dict[str, Any] | None, told: dict[str, Any], photos: Sequence[Path]
+) -> dict[str, Any]:
+    """Return a report with what an earlier one says of other files; what ``identity`` says is about the newer faces.
+
+    Args:
+        earlier: see `read_report`.
+        told: the report of this run; it stands alone where the earlier one is about another generator.
+        photos: of this run; that they failed earlier counts no more.
+    """
+    if earlier is None or not _same_base(earlier, told["base"]):
+        return told
+    written = {Path(file).name for face in told["faces"] for file in face["files"]}
+    tried = {str(photo) for photo in photos}
+    faces = [
+        face
+        for face in earlier["faces"]
+        if written.isdisjoint(Path(file).name for file in face.get("files") or ())
+    ]
+    failed = [one for one in earlier["failed"] if one.get("photo") not in tried]
+    return told | {"faces": faces + told["faces"], "failed": failed + told["failed"]}
+
+
+def _same_base(report: dict[str, Any], base: dict[str, str]) -> bool:
+    return report["base"].get("digest") == base["digest"]
 
 
 def identity_measure(face: dict[str, Any]) -> dict[str, Any]:
