@@ -23,7 +23,14 @@ from limner.synth.dataset import META_NAME
 from limner.training.cores import EncoderTraining
 from limner.training.optimizers import Ranger
 from limner.training.psp.figures import PspExam
-from limner.training.psp.lessons import CodePool, PspLessons, build_run, crop_face, describe_encoder
+from limner.training.psp.lessons import (
+    CodePool,
+    PspLessons,
+    build_run,
+    crop_face,
+    describe_encoder,
+    draw_count,
+)
 from limner.training.psp.options import PspOptions, find_head, settle_weights
 from limner.training.psp.sources import Sample, Source, find_task
 from limner.training.run import Runtime, StepRandom, save_state
@@ -194,6 +201,12 @@ def test_losses_against_plain_words(folder, tmp_path):
     inner = (image - sample.truth)[:, :, 4:28, 4:28]  # 35 to 223 and 32 to 220 of 256
     assert crop_face(image).shape == inner.shape
     assert found["l2_crop"][1].item() == pytest.approx(inner.square().mean().item())
+    for weight, other in (("l2", "l2_crop"), ("l2_crop", "l2")):
+        run.options = dataclasses.replace(options, **{weight: 0.0})
+        less = lessons._image_losses(image, sample.truth)
+        assert weight not in less
+        assert less.keys() | {weight} == found.keys()
+        assert torch.equal(less[other][1], found[other][1])
 
 
 def gradients(options: PspOptions) -> tuple[float, dict[str, torch.Tensor], int]:
@@ -289,7 +302,7 @@ def test_progressive_deltas_grow(folder, tmp_path):
         assert alike == [row == 0 or row > free for row in range(8)]
     run.images = 1500
     losses = PspLessons(run)._code_losses(sample, codes, codes + 1, codes_alone=False)
-    by_hand = sum((codes[:, row] - codes[:, 0]).norm(dim=1).mean() for row in (1, 2))
+    by_hand = torch.stack([(codes[:, row] - codes[:, 0]).norm(dim=1).mean() for row in (1, 2)]).sum()
     assert losses["delta"][1].item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert make_run(make_options(folder, tmp_path)).stage() is None
 
@@ -389,6 +402,21 @@ def test_painted_faces_need_no_data_and_bring_their_codes(tmp_path):
     assert names[0] == "made 0"
 
 
+def test_small_shares_are_painted_too(folder, tmp_path):
+    """A tenth of four pictures is one picture in four steps out of ten, the same steps every time."""
+    draws = [draw_count(2.3, StepRandom(0, step, 0, CPU)) for step in range(400)]
+    assert set(draws) == {2, 3}
+    assert sum(draws) / 400 == pytest.approx(2.3, abs=0.07)
+    assert draws == [draw_count(2.3, StepRandom(0, step, 0, CPU)) for step in range(400)]
+    random = StepRandom(0, 1, 0, CPU)
+    assert [draw_count(share, random) for share in (0.0, 2.0)] == [0, 2]
+    assert random.chance() == StepRandom(0, 1, 0, CPU).chance()  # whole numbers take nothing from it
+    run = make_run(make_options(folder, tmp_path, made_share=0.1, codes=1.0))
+    lessons = PspLessons(run)
+    with_codes = ["codes" in lessons.step(StepRandom(0, step, 0, CPU)) for step in range(8)]
+    assert set(with_codes) == {True, False}
+
+
 def test_pictures_that_are_measured_are_not_learned_from(folder, tmp_path):
     with pytest.raises(OptionError, match=r"share 2 pictures, such as 000006\.png"):
         Source(make_options(folder, tmp_path, select="0-7", validate="6-9"), 32)
@@ -401,7 +429,14 @@ def test_pictures_that_are_measured_are_not_learned_from(folder, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "ranger", "architecture": "e4e", "progressive_start_kimg": 0.008, "critic_pool": 3},
+        {
+            "optimizer": "ranger",
+            "architecture": "e4e",
+            "progressive_start_kimg": 0.008,
+            "critic_pool": 3,
+            "made_share": 0.1,
+            "codes": 1.0,
+        },
         {"optimizer": "adam", "architecture": "restyle-psp", "train_decoder": True, "decay_kimg": 0.01},
     ],
     ids=["e4e", "restyle-decoder"],
@@ -435,10 +470,26 @@ def test_resume_gives_the_same_bits(folder, tmp_path, changes):
         make_training(dataclasses.replace(options, width=8)).setup()
 
 
+@pytest.mark.filterwarnings("ignore:.*original programs")
+def test_notes_of_the_first_start_are_kept(folder, tmp_path):
+    options = make_options(folder, tmp_path, kimg=0.004)
+    first = make_training(options)
+    first.run.notes = {"body": "from ArcFace", "trunk": "lite0 stands in"}
+    first.setup()
+    first.fit()
+    again = make_training(options, export=_export)
+    again.run.notes = {"trunk": "another stands in"}
+    again.setup()
+    assert again.run.notes == {"body": "from ArcFace", "trunk": "another stands in"}
+    again.validate()
+    notes = checkpoints.load(again.out / "model.safetensors").metadata["provenance"]["notes"]
+    assert notes == ["from ArcFace", "another stands in"]
+
+
 def test_a_trained_decoder_is_averaged_saved_and_read(folder, tmp_path):
     options = make_options(folder, tmp_path, train_decoder=True, kimg=0.012, lr=0.01, optimizer="adam")
     before = make_generator()
-    training = train(options, export=lambda run, path, figures: _export(run, path, figures, {}))
+    training = train(options, export=_export)
     run = training.run
     for mine in (run.generator, run.painter):
         assert deltas.digest(mine) != deltas.digest(before)
@@ -466,7 +517,7 @@ def test_the_written_files_give_the_same_codes(folder, tmp_path, name):
     PspLessons(run).step(StepRandom(0, 1, 0, CPU))
     run.average.load_state_dict(run.encoder.state_dict())
     with pytest.warns(UserWarning, match="original programs"):
-        _export(run, tmp_path / "model.safetensors", {}, {})
+        _export(run, tmp_path / "model.safetensors", {})
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         wanted = refine(run.average, run.painter, image)
@@ -499,7 +550,7 @@ def test_translate_knows_what_a_trained_encoder_does(folder, pairs, tmp_path, ta
         make_options(folder, tmp_path, task=task, pairs=(str(pairs),) if task in ("labels", "toon") else ())
     )
     with pytest.warns(UserWarning, match="original programs"):
-        _export(run, tmp_path / "model.safetensors", {}, {})
+        _export(run, tmp_path / "model.safetensors", {})
     for file in ("model.safetensors", "model.pt"):
         found = checkpoints.load(tmp_path / file)
         assert isinstance(found.encoder, Encoder)

@@ -39,23 +39,15 @@ def _train(options: PspOptions, console: Console, runtime: Runtime) -> int:
     from limner.training.cores import EncoderTraining
     from limner.training.psp.lessons import PspLessons
 
-    psp, models, notes = _build(options, runtime)
-    exams: list[PspExam] = []
-
-    def examine(run: PspRun, sheet: Path) -> dict[str, float]:
-        if not exams:
-            exams.append(_exam(run, models, runtime))
-        return exams[0].measure(run, sheet)
-
-    def export(run: PspRun, path: Path, figures: dict[str, Any]) -> None:
-        _export(run, path, figures, notes)
-
-    training = EncoderTraining(psp, PspLessons(psp), examine=examine, export=export)
+    psp, models = _build(options, runtime)
+    # Not at the first figures: photos without faces must not come to light after hours.
+    exam = _exam(psp, models, runtime) if runtime.is_main else None
+    training = EncoderTraining(psp, PspLessons(psp), examine=exam and exam.measure, export=_export)
     training.setup()
     if not runtime.is_main:
         training.fit()
         return 0
-    for note in notes.values():
+    for note in psp.notes.values():
         console.print(note)
     weights = sum(p.numel() for p in psp.parameters())
     found = psp.source.scenes or psp.source.pictures or ()
@@ -87,8 +79,8 @@ def _train(options: PspOptions, console: Console, runtime: Runtime) -> int:
     return 0
 
 
-def _build(options: PspOptions, runtime: Runtime) -> tuple[PspRun, Models, dict[str, str]]:
-    """Load and make everything; return the run, what distances are measured with, and what has to be told."""
+def _build(options: PspOptions, runtime: Runtime) -> tuple[PspRun, Models]:
+    """Load and make everything; return the run with what has to be told, and what distances are measured with."""
     import torch
 
     from limner import checkpoints, zoo
@@ -124,7 +116,8 @@ def _build(options: PspOptions, runtime: Runtime) -> tuple[PspRun, Models, dict[
         identity=lambda a, b: share * identity(a, b),
         init=_init(options) if fresh and options.init else None,
     )
-    return psp, models, notes
+    psp.notes = notes
+    return psp, models
 
 
 def _load_eyes(options: PspOptions, generator: Generator) -> tuple[Models, dict[str, str]]:
@@ -188,7 +181,12 @@ def _init(options: PspOptions) -> Encoder:
 
 
 def _exam(run: PspRun, models: Models, runtime: Runtime) -> PspExam:
-    """Return what measures the run: held-out pictures, and the faces of photos where there are some."""
+    """Return what measures the run: held-out pictures, and the faces of photos where there are some.
+
+    Raises:
+        OptionError: ``photos`` has no photos.
+        FaceNotFoundError: a photo without a face.
+    """
     import torch
 
     from limner.app.commands.train_encoder import read_faces
@@ -198,9 +196,9 @@ def _exam(run: PspRun, models: Models, runtime: Runtime) -> PspExam:
     options = run.options
     sample, names = run.source.held_out(run.generator)
     renders = len(names)
-    if options.photos and options.task != "inversion":
-        raise OptionError(f"photos is for the task inversion; {options.task} shows pictures of its own")
     images, more = read_faces(options.photos, run.encoder.in_size)
+    if options.photos and not images:
+        raise OptionError(f"photos is {options.photos}, but there are no photos in it (jpg, png or webp)")
     if images:
         truth = torch.cat([sample.truth, *(image.to(runtime.device) for image in images)])
         sample, names = Sample(truth, truth), [*names, *more]
@@ -216,7 +214,7 @@ def _exam(run: PspRun, models: Models, runtime: Runtime) -> PspExam:
     )
 
 
-def _export(run: PspRun, path: Path, figures: dict[str, Any], notes: dict[str, str]) -> None:
+def _export(run: PspRun, path: Path, figures: dict[str, Any]) -> None:
     """Write encoder and generator as our own file and, beside it, as pSp's programs keep them."""
     from limner import checkpoints
     from limner.checkpoints import psp
@@ -224,7 +222,7 @@ def _export(run: PspRun, path: Path, figures: dict[str, Any], notes: dict[str, s
 
     options = run.options
     provenance = describe_run("train encoder", run, figures, counts=run.source.counts)
-    about = {"provenance": provenance | {"base": run.base, "notes": list(notes.values())}}
+    about = {"provenance": provenance | {"base": run.base, "notes": list(run.notes.values())}}
     opts: dict[str, Any] = {
         "dataset_type": DATASET_TYPES.get(options.task, f"limner_{options.task}"),
         "label_nc": run.source.task.in_channels if options.task in ("sketch", "labels") else 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class PspRun(NetRun[PspOptions]):
         about: name and digest of the generator that the run began with.
         perceptual, identity: distances of pictures; None leaves the loss out.
         average_generator: the generator's average where it is trained too, else None.
+        notes: what has to be told about the run, such as what its body began with; kept in its saved state.
     """
 
     encoder: Encoder
@@ -57,6 +58,7 @@ class PspRun(NetRun[PspOptions]):
     perceptual: PairLoss | None = None
     identity: PairLoss | None = None
     average_generator: Generator | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def base(self) -> dict[str, str]:
@@ -245,14 +247,16 @@ class PspLessons(NetLessons[PspRun]):
         self.w_std = (w - w.mean(0)).square().mean().sqrt()
 
     def state(self) -> dict[str, Any]:
-        """Return the optimisers' states and the pool of codes."""
+        """Return the optimisers' states, the pool of codes and the run's notes."""
         critic = self.critic_optimizer
-        return super().state() | {"critic": critic and critic.state_dict(), "pool": self.pool.kept}
+        mine = {"critic": critic and critic.state_dict(), "pool": self.pool.kept, "notes": self.run.notes}
+        return super().state() | mine
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Take back what `state` returned; today's notes come before the saved ones of the same kind."""
         super().load_state(state)
         self.pool.kept = list(state["pool"])
+        self.run.notes = state.get("notes", {}) | self.run.notes  # older states have none
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state_dict(state["critic"])
 
@@ -265,7 +269,7 @@ class PspLessons(NetLessons[PspRun]):
         totals: dict[str, float] = {}
         rows = []
         for _ in range(size // part):
-            made = part if alone else round(part * options.made_share)
+            made = part if alone else draw_count(part * options.made_share, random)
             with run.runtime.autocast():
                 sample = run.source.draw(part, run.generator, random, made=made)
             w_plus = self._learn(sample, random, part / size, totals, codes_alone=alone)
@@ -344,14 +348,17 @@ class PspLessons(NetLessons[PspRun]):
     def _image_losses(self, image: Tensor, truth: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Return the losses of painted pictures with their weights; those that weigh nothing are left out."""
         run, options = self.run, self.run.options
-        losses = {"l2": (options.l2 or 0.0, (image - truth).square().mean())}
+        losses: dict[str, tuple[float, Tensor]] = {}
+        if options.l2:
+            losses["l2"] = (options.l2, (image - truth).square().mean())
         if options.perceptual and run.perceptual is not None:
             losses["perceptual"] = (options.perceptual, run.perceptual(image, truth).mean())
         if options.identity and run.identity is not None:
             losses["identity"] = (options.identity, run.identity(image, truth).mean())
         if options.l2_crop or options.perceptual_crop:
             mine, theirs = crop_face(image), crop_face(truth)
-            losses["l2_crop"] = (options.l2_crop or 0.0, (mine - theirs).square().mean())
+            if options.l2_crop:
+                losses["l2_crop"] = (options.l2_crop, (mine - theirs).square().mean())
             if options.perceptual_crop and run.perceptual is not None:
                 losses["perceptual_crop"] = (options.perceptual_crop, run.perceptual(mine, theirs).mean())
         return losses
@@ -383,6 +390,13 @@ class PspLessons(NetLessons[PspRun]):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return {"critic_loss": loss.item()}
+
+
+def draw_count(expected: float, random: StepRandom) -> int:
+    """Return a whole number whose mean over steps is ``expected``: one of the two beside it."""
+    count = int(expected)
+    rest = expected - count
+    return count + (random.chance() < rest) if rest else count
 
 
 def _ranger(params: list[nn.Parameter], lr: float) -> Ranger:
