@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import test_train_psp
@@ -60,11 +61,47 @@ def test_the_published_weights():
         ({"factors": (0,)}, "from 1 up"),
         ({"codes_kimg": 1.0}, "codes and made_share"),
         ({"pairs": ("p",), "task": "toon", "made_share": 0.5}, "leave pairs out"),
+        ({"photos": "p", "task": "sketch"}, "photos is for the task inversion"),
+        ({"pairs": ("p",), "data": ()}, "pairs is not what inversion learns from.* such as p/photo"),
+        ({"pairs": ("p",), "data": (), "task": "toonify"}, "pairs is not what toonify learns from"),
+        ({"l2": 0.0, "perceptual": 0.0, "identity": 0.0}, "nothing is learned from pictures"),
+        ({"l2": 0.0, "perceptual": 0.0, "task": "sketch", "codes": 1.0, "made_share": 0.5}, "are all 0"),
+        ({"task": "frontal", "mirror": False}, "mirror must not be false"),
+        ({"made_share": 1.0, "data": (), "validate": "0-7"}, "there is no data"),
     ],
 )
 def test_options_that_contradict_are_refused(changes, message):
     with pytest.raises(OptionError, match=message):
         settle_weights(PspOptions(**{"data": ("x",), **changes}))
+
+
+def test_options_that_look_alike_are_accepted():
+    none = {"l2": 0.0, "perceptual": 0.0, "identity": 0.0}
+    accepted: tuple[dict[str, Any], ...] = (
+        {"made_share": 1.0, "codes": 1.0, **none},  # codes alone
+        {"task": "frontal", "data": ("x",), **none},  # faces alone
+        {"task": "frontal", "pairs": ("p",), "mirror": False},
+        {"made_share": 1.0, "data": ("x",), "validate": "0-7"},
+        {"task": "sketch", "pairs": ("p",), "validate": "0-7"},
+    )
+    for values in accepted:
+        settle_weights(PspOptions(**values))
+
+
+def test_options_of_other_architectures_are_refused():
+    with pytest.raises(OptionError, match="architecture is compact.*EncoderOptions"):
+        PspOptions(architecture="compact")
+    with pytest.raises(OptionError, match="architecture is psp.*PspOptions"):
+        EncoderOptions(architecture="psp")
+
+
+def test_the_recipe_is_for_other_tasks_without_its_photos(capsys):
+    recipe = "recipes/encoder-psp.yaml"
+    assert main(["train", "encoder", "--config", recipe, "--task", "sketch"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "photos is for the task inversion" in line
+    values = read_recipe(recipe) | {"task": "sketch", "photos": ""}
+    assert settle_weights(from_mapping(PspOptions, values)).w_norm == 0.005
 
 
 def test_the_architecture_chooses_the_options(tmp_path):
@@ -177,6 +214,8 @@ def test_command_trains_resumes_exports_and_inverts(words, folder, tmp_path, cap
     assert "lite0 stands in" in printed
     assert "resuming at 0.0 kimg" in printed
     assert len(list((out / "sheets").glob("*.png"))) == 1
+    notes = checkpoints.load(out / "model.safetensors").metadata["provenance"]["notes"]
+    assert any(note.startswith("body: from random") for note in notes)  # what the first start has told
     for file in ("model.safetensors", "model.pt"):
         found = tmp_path / file.replace(".", "-")
         invert = ["invert", str(folder / "000008.png"), "--method", "e4e", "--encoder", str(out / file)]
@@ -184,8 +223,9 @@ def test_command_trains_resumes_exports_and_inverts(words, folder, tmp_path, cap
         assert (found / "000008.safetensors").exists() or any(found.glob("000008*.safetensors"))
 
 
-def test_command_refuses_bad_input_in_one_line(words, tmp_path, capsys):
+def test_command_refuses_bad_input_in_one_line(words, folder, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
+    (tmp_path / "empty").mkdir()
     for extra, message in (
         (["--head", "single"], "e4e has pyramid or w"),
         (["--task", "labels"], "pairs must be given"),
@@ -193,10 +233,13 @@ def test_command_refuses_bad_input_in_one_line(words, tmp_path, capsys):
         (["--refinements", "3"], "unknown option --refinements"),
         (["--data", str(tmp_path / "nowhere")], "there is no such place"),
         (["--body-weights", str(tmp_path / "nothing.pth")], "nothing.pth"),
+        (["--photos", str(tmp_path / "empty")], "there are no photos in it"),
+        (["--photos", str(folder)], "no face"),
     ):
         assert main([*words, *out, *extra]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert message in lines[-1], lines
+    assert not (tmp_path / "run").exists()  # before the first step
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from limner.errors import OptionError
 from limner.options import knob, with_default
 from limner.training.shared_options import ARCHITECTURES, CodeOptions
 
@@ -52,3 +53,11 @@ class EncoderOptions(CodeOptions):
     """Its R1 penalty."""
     ceiling_steps: int = knob(100, lo=0, hi=10_000)
     """Steps of the search in w+ that figures are held against; done once per run; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.architecture != "compact":
+            raise OptionError(
+                f"architecture is {self.architecture}, but these are the options of compact; the published "
+                "architectures have limner.training.psp.options.PspOptions"
+            )

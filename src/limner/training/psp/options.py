@@ -16,6 +16,8 @@ from limner.training.shared_options import ARCHITECTURES, NetOptions
 TASKS = ("inversion", "sketch", "labels", "super-resolution", "inpaint", "frontal", "toon", "toonify")
 PAIRED = ("labels", "toon")
 """Tasks whose inputs cannot be made out of photos."""
+UNPAIRED = ("inversion", "toonify")
+"""Tasks that see the photo itself, and never pairs."""
 PHOTO_TASKS = ("inversion", "super-resolution", "frontal", "toon", "toonify")
 """Tasks whose input has three channels, as what the generator paints, so that ReStyle can lay one upon the other."""
 HEADS = {
@@ -55,6 +57,8 @@ _FRONTAL_ALONE = {
     "perceptual_crop": 0.8,
 }
 """pSp's weights for frontal faces without twins; with twins (``pairs``) the task is one like the others."""
+_OF_IMAGES = ("l2", "perceptual", "identity", "l2_crop", "perceptual_crop")
+"""Weights of what compares the painted picture with the one that should come out."""
 _OF_E4E = {"delta": 2e-4, "critic": 0.1}
 
 
@@ -153,6 +157,14 @@ class PspOptions(NetOptions):
     """Images per process at a time; fewer than its share of the batch accumulate gradients; 0 for all of it."""
     kimg: float = with_default(NetOptions, "kimg", 4000.0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.architecture not in HEADS:
+            raise OptionError(
+                f"architecture is {self.architecture}, but these are the options of {', '.join(HEADS)}; those of "
+                "compact are limner.training.encoder.options.EncoderOptions"
+            )
+
 
 def is_progressive(options: PspOptions) -> bool:
     """Say whether the rows are differences to the first, as in e4e."""
@@ -204,9 +216,17 @@ def settle_weights(options: PspOptions) -> PspOptions:
         values |= _FRONTAL_ALONE
     if is_progressive(options):
         values |= _OF_E4E
-    return dataclasses.replace(
+    settled = dataclasses.replace(
         options, **{name: value for name, value in values.items() if getattr(options, name) is None}
     )
+    if not any(getattr(settled, name) for name in _OF_IMAGES) and not (
+        settled.codes and settled.made_share == 1
+    ):
+        raise OptionError(
+            f"{', '.join(_OF_IMAGES)} are all 0, so that nothing is learned from pictures: give one of them a weight, "
+            "or learn from codes alone (codes above 0, made_share 1)"
+        )
+    return settled
 
 
 def _check(options: PspOptions) -> None:
@@ -224,8 +244,32 @@ def _check(options: PspOptions) -> None:
         )
     if not options.factors or min(options.factors) < 1:
         raise OptionError(f"factors is {options.factors}, expected whole numbers from 1 up")
+    if options.codes_kimg and not (options.codes and options.made_share):
+        raise OptionError(
+            "codes_kimg begins with the loss of codes of painted pictures: codes and made_share must not be 0"
+        )
+    if options.codes and find_space(options) == "z+":
+        raise OptionError("codes compares codes in w; an encoder of z+ has none: set it to 0")
+    _check_pictures(options)
+
+
+def _check_pictures(options: PspOptions) -> None:
+    """Raise `OptionError` unless the pictures are there that the task is learned from, and measured on."""
+    if options.photos and options.task != "inversion":
+        raise OptionError(
+            f"photos is for the task inversion; {options.task} shows held-out pictures of its own: leave it out, or "
+            "set it to nothing (--photos '') where a recipe gives it"
+        )
     if options.task in PAIRED and not options.pairs:
         raise OptionError(f"pairs must be given: the task {options.task} learns from them")
+    if options.task in UNPAIRED and options.pairs and not options.data:
+        raise OptionError(
+            f"pairs is not what {options.task} learns from: give photos as data, such as {options.pairs[0]}/photo"
+        )
+    if options.task == "frontal" and not options.pairs and not options.mirror:
+        raise OptionError(
+            "frontal without pairs learns from photos that are mirrored: mirror must not be false, or pairs be given"
+        )
     if options.made_share and options.pairs:
         raise OptionError("made_share makes pictures without pairs; set it to 0, or leave pairs out")
     if options.train_decoder and options.made_share:
@@ -236,9 +280,8 @@ def _check(options: PspOptions) -> None:
         raise OptionError(
             "data must be given (a folder or a zip of square, aligned pictures), or made_share set to 1"
         )
-    if options.codes_kimg and not (options.codes and options.made_share):
+    if options.validate and not options.data and not options.pairs:
         raise OptionError(
-            "codes_kimg begins with the loss of codes of painted pictures: codes and made_share must not be 0"
+            f"validate {options.validate} names pictures of data, but made_share is 1 and there is no data: leave "
+            "validate out, or give data"
         )
-    if options.codes and find_space(options) == "z+":
-        raise OptionError("codes compares codes in w; an encoder of z+ has none: set it to 0")

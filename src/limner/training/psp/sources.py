@@ -15,7 +15,7 @@ from limner.nn.irse import face_pool
 from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet, list_parts, split_sources
 from limner.training.gan.games import draw_w_plus
-from limner.training.psp.options import PspOptions
+from limner.training.psp.options import UNPAIRED, PspOptions
 from limner.training.run import StepRandom
 from limner.training.translator.data import Scenes, draw_scenes
 from limner.translation import TASKS, Task, make_input
@@ -43,7 +43,7 @@ class Sample:
 
 def find_task(options: PspOptions) -> Task:
     """Return the task with the number of channels that pSp gives it, and where its inputs come from."""
-    if options.task in ("inversion", "toonify"):
+    if options.task in UNPAIRED:
         return PHOTO
     task = TASKS[options.task]
     if task.name == "labels":
