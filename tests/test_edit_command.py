@@ -14,8 +14,11 @@ from PIL import Image
 
 from limner import checkpoints, editing, media, zoo
 from limner.app import cli
+from limner.app.commands import edit
+from limner.app.console import Console
+from limner.app.edited import SequenceOptions, write_sequence
 from limner.checkpoints.detail import read_detail, save_detail
-from limner.errors import MediaError, MissingExtraError
+from limner.errors import MediaError, MissingExtraError, OptionError
 from limner.latent import Latent, load_latent, render, save_latent
 from limner.nn import deltas
 from limner.nn.detail import Detail
@@ -367,11 +370,51 @@ def test_earlier_results_stay_unless_told_otherwise(model, codes, tmp_path):
         before = (tmp_path / file).read_bytes()
         status, _, err = run(*words)
         assert status == 2
-        assert f"{tmp_path / file} exists already; give --overwrite" in err
+        more = " and 1 more exist" if out == "frames" else " exists"
+        assert f"{tmp_path / file}{more} already; give --overwrite" in err
         assert (tmp_path / file).read_bytes() == before
         assert run(*words, "--overwrite")[0] == 0
     assert str(codes_file) in run(*expression, "-o", tmp_path / "y.png")[2], "codes too"
     assert not (tmp_path / "y.png").exists()
+
+
+def test_files_in_the_way_are_found_before_any_face_is_read(model, codes, photo, tmp_path, monkeypatch):
+    """A folder with a dot in its name is one; any frame counts, not the first alone."""
+    folder = tmp_path / "faces.v2"
+    folder.mkdir()
+    mix = ("mix", photo, "--styles", f"{codes[0]},seed:3-4", "--model", model, "--aligned", "--no-detail")
+    assert run(*mix, "-o", folder, "--inverter", "w", "--invert-steps", 1)[0] == 0
+    made = ["photo+face0.png", "photo+seed3.png", "photo+seed4.png"]
+    assert sorted(file.name for file in folder.iterdir()) == made
+    monkeypatch.setattr(edit, "_load", None)
+    (folder / made[0]).unlink()
+    status, _, err = run(*mix, "-o", folder)
+    assert status == 2
+    assert f"{folder / made[1]} and 1 more exist already; give --overwrite" in err
+    (folder / "0003.png").touch()
+    morph = ("morph", *codes[:2], "--model", model, "--frames", 4, "-o", folder)
+    assert f"{folder}/0003.png exists already" in run(*morph)[2]
+    (folder / "0003.png").rename(folder / "0002.png")
+    drive = ("expression", codes[0], "--driving", ",".join(map(str, codes)), "--model", model, "-o", folder)
+    assert f"{folder}/0002.png exists already" in run(*drive)[2]
+
+
+def test_frames_are_all_free_before_one_is_painted(tmp_path):
+    """Words may stand for more faces than one, so how many frames there are shows late."""
+    (tmp_path / "0005.png").touch()
+    for count, free in ((5, True), (6, False)):
+        painted: list[int] = []
+
+        def paint(i: int, painted: list[int] = painted) -> np.ndarray:
+            painted.append(i)
+            return np.zeros((4, 4, 3), np.uint8)
+
+        about = (SequenceOptions(), {}, Console())
+        with contextlib.nullcontext() if free else pytest.raises(OptionError, match="0005.png exists"):
+            write_sequence(tmp_path, count, paint, *about)
+        assert len(painted) == (5 if free else 0)
+        for i in range(5):
+            (tmp_path / f"{i:04d}.png").unlink(missing_ok=True)
 
 
 def test_what_cannot_be_edited(model, codes, tmp_path):

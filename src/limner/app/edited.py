@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,16 @@ from limner.app.console import Console
 from limner.app.outputs import OutputOptions, refuse_taken
 from limner.errors import MediaError
 from limner.files import check_writable
-from limner.options import Options, knob
+from limner.options import knob
 
 if TYPE_CHECKING:
     import numpy as np
 
     from limner.media import SourceType
 
-FIRST_FRAME = "0000"
-
 
 @dataclasses.dataclass(frozen=True)
-class SequenceOptions(Options):
+class SequenceOptions(OutputOptions):
     """How a sequence of pictures is written."""
 
     fps: float = knob(20.0, lo=1.0, hi=100.0)
@@ -31,29 +29,38 @@ class SequenceOptions(Options):
     """pictures side by side in a strip, before it goes on in the next row"""
 
 
-def check_out(out: Path, options: OutputOptions, *, name: str, film: bool = False) -> None:
+def is_file_name(out: Path) -> bool:
+    """Say whether an output is one file and no folder: its name has an ending, and no folder is called so."""
+    return bool(out.suffix) and not out.is_dir()
+
+
+def frame_names(count: int) -> list[str]:
+    """Return what the frames of a sequence are called in a folder, without the ending."""
+    return [f"{number:04d}" for number in range(count)]
+
+
+def check_out(out: Path, options: OutputOptions, *, names: Iterable[str], film: bool = False) -> None:
     """Raise, before long work, unless ``out`` can be written: a folder, a picture, or where ``film`` is set a film.
 
     Args:
         out: file or folder.
         options: say whether what exists may be replaced.
-        name: of the first picture that goes into a folder; empty where that is not known yet.
+        names: of the pictures that go into a folder, as far as they are known yet.
         film: whether a sequence is written.
     """
     from limner import media
 
     suffix = out.suffix.lower()
-    if suffix and not out.is_dir():
+    if is_file_name(out):
         known = [*media.WRITABLE, *(media.FILMS if film else ())]
         if suffix not in known and suffix not in media.WRITABLE:
             raise MediaError(f"{out}: cannot write {suffix}; possible are {', '.join(known)}, or a folder")
         if suffix == ".mp4":
             media.check_film(out)
         check_writable(out)
-    if suffix and not out.is_dir():
         refuse_taken([out], options)
-    elif name:
-        refuse_taken([out / f"{name}.png"], options)
+    else:
+        refuse_taken([out / f"{name}.png" for name in names], options)
 
 
 def write_sequence(
@@ -66,21 +73,28 @@ def write_sequence(
     *,
     labels: Sequence[str] = (),
 ) -> list[Path]:
-    """Paint frames one by one and write them as ``out`` says: film, strip, or one file each in a folder."""
+    """Paint frames one by one and write them as ``out`` says: film, strip, or one file each in a folder.
+
+    Raises:
+        OptionError: one of those files would be replaced unasked; nothing was painted.
+        MediaError: they cannot be written.
+    """
     from limner import media
 
     kind: SourceType = "trainedAlgorithmicMedia"
     frames = (frame(i) for i in console.track(range(count), "Painting"))
-    if media.is_film(out):
+    if media.is_film(out) and is_file_name(out):
         return [media.write_film(out, frames, fps=options.fps, options=about, source_type=kind)]
-    if out.suffix and not out.is_dir():
+    if is_file_name(out):
         pictures = list(frames)
         rows = [pictures[i : i + options.columns] for i in range(0, count, options.columns)]
         top = labels if len(rows) == 1 else ()
         return [media.write(out, media.make_sheet(rows, column_labels=top), options=about, source_type=kind)]
+    files = [out / f"{name}.png" for name in frame_names(count)]
+    refuse_taken(files, options)
     return [
-        media.write(out / f"{number:04d}.png", pixels, options=about | {"frame": number}, source_type=kind)
-        for number, pixels in enumerate(frames)
+        media.write(file, pixels, options=about | {"frame": number}, source_type=kind)
+        for number, (file, pixels) in enumerate(zip(files, frames, strict=True))
     ]
 
 
@@ -95,5 +109,5 @@ def write_picture(
     """Write one picture as ``out``, or as NAME.png in it where it is a folder."""
     from limner import media
 
-    target = out if out.suffix and not out.is_dir() else out / f"{name}.png"
+    target = out if is_file_name(out) else out / f"{name}.png"
     return media.write(target, pixels, options=about, source_type=source_type)

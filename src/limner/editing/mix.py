@@ -37,8 +37,7 @@ class Morph(Sequence[Portrait]):
         self.stops = [*portraits, portraits[0]] if options.loop else list(portraits)
 
     def __len__(self) -> int:
-        # A film that repeats shows the first face once, not at both ends.
-        return (len(self.stops) - 1) * (self.options.frames - 1) + (not self.options.loop)
+        return self.options.count_pictures(len(self.stops) - self.options.loop)
 
     @overload
     def __getitem__(self, index: int) -> Portrait: ...

@@ -23,6 +23,10 @@ class MorphOptions(Options):
     loop: bool = False
     """turn back into the first face at the end, for a film that repeats"""
 
+    def count_pictures(self, faces: int) -> int:
+        """Return how many pictures a morph through so many faces has; one that repeats shows the first face once."""
+        return (faces if self.loop else faces - 1) * (self.frames - 1) + (not self.loop)
+
 
 @dataclasses.dataclass(frozen=True)
 class MixOptions(Options):

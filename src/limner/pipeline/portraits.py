@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from limner import media
+from limner.checkpoints.latents import load_latent
 from limner.editing.portrait import Portrait, paint, paint_inside
 from limner.errors import OptionError
 from limner.faces import crop_face, whole_picture
@@ -74,6 +75,30 @@ def read_sitters(
             sitters += _from_pixels(pixels, f"{path.stem}-{number:04d}", frame, models, where, on_step)
         return sitters
     return _from_pixels(media.read(path).pixels, path.stem, options, models, str(path), on_step)
+
+
+def expect_names(source: str | Path, options: PortraitOptions | None = None) -> list[str]:
+    """Return the names of the faces that `read_sitters` will read, as far as they are known without embedding one.
+
+    Args:
+        source: as there.
+        options: say whether a photo gives more faces than one.
+
+    Returns:
+        Every name, or none where the photo has to be seen, as is so for films and where all faces are wanted.
+
+    Raises:
+        CheckpointError, ShapeError: a latent file that cannot be read.
+        OptionError: no seed.
+    """
+    options = options or PortraitOptions()
+    text, path = str(source), Path(source)
+    if text.startswith("seed:"):
+        return [f"seed{seed}" for seed in _read_seeds(text)]
+    if path.suffix.lower() in LATENT_FILES:
+        return code_names(path, len(load_latent(path).latent))
+    seen = options.face == "all" or path.suffix.lower() in media.READABLE_FILMS
+    return [] if seen else [path.stem]
 
 
 def embed_filled(image: torch.Tensor, hole: torch.Tensor, models: Models) -> Portrait | None:
@@ -164,15 +189,19 @@ def _from_latents(path: Path, models: Models) -> list[Sitter]:
     return [Sitter(name, Portrait.of(file, i)) for i, name in enumerate(names)]
 
 
-def _from_seeds(text: str, options: PortraitOptions, models: Models) -> list[Sitter]:
+def _read_seeds(text: str) -> range:
     match = re.fullmatch(r"seed:(\d{1,9})(?:-(\d{1,9}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not 0 <= last - first < 1000:
         raise OptionError(
             f"{text!r} is no seed; expected seed:N or seed:FIRST-LAST with at most 1000 numbers"
         )
+    return range(first, last + 1)
+
+
+def _from_seeds(text: str, options: PortraitOptions, models: Models) -> list[Sitter]:
     generator, sitters = models.generator, []
-    for seed in range(first, last + 1):
+    for seed in _read_seeds(text):
         z = torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(models.device)
         with torch.no_grad():
             w_plus = generator.truncate(generator.broadcast(generator.mapping(z)), options.psi)

@@ -6,6 +6,7 @@ Faces are photos (aligned and embedded first), latent files, films as driving se
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from limner.app.edit_options import (
     MorphOptions,
     TransferOptions,
 )
-from limner.app.edited import FIRST_FRAME, check_out, write_picture, write_sequence
+from limner.app.edited import check_out, frame_names, is_file_name, write_picture, write_sequence
 from limner.app.outputs import OutputOptions, recorded, refuse_taken
 from limner.errors import OptionError
 from limner.files import check_writable
@@ -41,7 +42,9 @@ CODES = ".safetensors"
 
 def run_morph(options: MorphOptions, console: Console) -> int:
     """Turn faces into each other."""
-    _check_outputs(options, *options.faces, film=True, name=FIRST_FRAME)
+    # A word stands for one face or more.
+    names = frame_names(options.count_pictures(len(options.faces)))
+    _check_outputs(options, *options.faces, film=True, names=names)
     models = _load(options, console)
     sitters = [sitter for word in options.faces for sitter in _read(word, options, models, console)]
     morph = editing.morph(
@@ -62,13 +65,21 @@ def run_mix(options: MixOptions, console: Console) -> int:
     """Mix faces with styles."""
     if not options.styles:
         raise OptionError("limner edit mix: name the faces that the layers are taken from with --styles")
-    _check_outputs(options, *options.faces, *options.styles, name="mixed" if options.grid else "")
+    names = ["mixed"] if options.grid else []
+    _check_outputs(options, *options.faces, *options.styles, names=names)
+    apart = not options.grid and not is_file_name(options.out)  # a picture for every pair, in a folder
+    if apart:
+        known = [
+            [name for word in words for name in _expect_names(word, options)]
+            for words in (options.faces, options.styles)
+        ]
+        refuse_taken(_pair_files(options.out, *known), options)
     models = _load(options, console)
     faces = [one for word in options.faces for one in _read(word, options, models, console)]
     styles = [one for word in options.styles for one in _read(word, options, models, console)]
     about, how = _about("edit mix", options, models), _part(options, editing.MixOptions)
     single = len(faces) == len(styles) == 1
-    if options.grid or (options.out.suffix and not single):
+    if options.grid or not (apart or single):
         sheet = editing.mix_sheet(
             models.generator,
             [one.portrait for one in faces],
@@ -81,8 +92,9 @@ def run_mix(options: MixOptions, console: Console) -> int:
         return _done([write_picture(options.out, "mixed", sheet, about)], console)
     files = []
     pairs = [(face, style) for face in faces for style in styles]
-    if not options.out.suffix:
-        refuse_taken([options.out / f"{face.name}+{style.name}.png" for face, style in pairs], options)
+    if apart:
+        names, style_names = ([one.name for one in part] for part in (faces, styles))
+        refuse_taken(_pair_files(options.out, names, style_names), options)
     for face, style in console.track(pairs, "Mixing"):
         mixed = editing.mix_styles(models.generator, face.portrait, style.portrait, how)
         pixels = _show(options, models, mixed)
@@ -95,7 +107,7 @@ def run_transfer(options: TransferOptions, console: Console) -> int:
     from limner import media
     from limner.pipeline.portraits import painted_px, square_picture
 
-    _check_outputs(options, options.portrait, options.style, options.region, name="transfer")
+    _check_outputs(options, options.portrait, options.style, options.region, names=["transfer"])
     if options.region and options.way == "layers":
         raise OptionError("a region needs --way gram: the way of layers changes the whole picture")
     models = _load(options, console)
@@ -137,9 +149,8 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
             "limner edit expression: name a neutral and an expressive face, or a sequence with --driving"
         )
     words = (options.portrait, options.neutral, options.expressive, options.region, *options.driving)
-    _check_outputs(
-        options, *words, film=bool(options.driving), name=FIRST_FRAME if options.driving else "expression"
-    )
+    names = frame_names(len(options.driving)) if options.driving else ["expression"]
+    _check_outputs(options, *words, film=bool(options.driving), names=names)
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     how = _part(options, editing.ExpressionOptions)
@@ -172,7 +183,7 @@ def run_expression(options: ExpressionOptions, console: Console) -> int:
 
 def run_crossover(options: CrossoverOptions, console: Console) -> int:
     """Put a region of one face into another."""
-    _check_outputs(options, options.portrait, options.other, options.region, name="crossover")
+    _check_outputs(options, options.portrait, options.other, options.region, names=["crossover"])
     models = _load(options, console)
     (face,) = _read(options.portrait, options, models, console, one=True)
     (other,) = _read(options.other, options, models, console, one=True)
@@ -197,7 +208,7 @@ def run_inpaint(options: InpaintOptions, console: Console) -> int:
     from limner.faces import AlignOptions, crop_face, find_alignments
     from limner.pipeline.portraits import embed_filled, painted_px
 
-    _check_outputs(options, str(options.photo), options.hole, name="inpaint")
+    _check_outputs(options, str(options.photo), options.hole, names=["inpaint"])
     models = _load(options, console)
     pixels = media.read(options.photo).pixels
     side = models.generator.resolution
@@ -242,7 +253,8 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     sweep = _parse_moves(options.move)
     moving = any(start != end for start, end in sweep.values())
     words = (options.portrait, str(options.directions), options.region)
-    _check_outputs(options, *words, film=moving, name=FIRST_FRAME if moving else "direction")
+    names = frame_names(options.frames) if moving else ["direction"]
+    _check_outputs(options, *words, film=moving, names=names)
     models = _load(options, console)
     directions = _read_directions(options.directions, models)
     (face,) = _read(options.portrait, options, models, console, one=True)
@@ -274,7 +286,7 @@ def run_direction(options: DirectionOptions, console: Console) -> int:
     return _finish(options, console, models, moved(0.0), image, given, ("face", "result"), "direction")
 
 
-def _check_outputs(options: Any, *given: str, name: str, film: bool = False) -> None:
+def _check_outputs(options: Any, *given: str, names: Iterable[str], film: bool = False) -> None:
     """Raise, before long work, unless the outputs can be written and are none of the files that were given.
 
     Raises:
@@ -285,7 +297,7 @@ def _check_outputs(options: Any, *given: str, name: str, film: bool = False) -> 
     for which, path in (("out", options.out), ("save_latent", codes)):
         if path is not None and not path.is_dir() and path.resolve() in sources:
             raise OptionError(f"{which} is {path}, which the command reads; choose another name")
-    check_out(options.out, options, name=name, film=film)
+    check_out(options.out, options, names=names, film=film)
     if codes is None:
         return
     if codes.suffix.lower() != CODES:
@@ -325,6 +337,17 @@ def _read(
     if one and len(sitters) != 1:
         raise OptionError(f"{word} holds {len(sitters)} faces, expected one here")
     return sitters
+
+
+def _expect_names(word: str, options: PortraitOptions) -> list[str]:
+    from limner.pipeline.portraits import expect_names
+
+    return expect_names(word, options)
+
+
+def _pair_files(out: Path, faces: Sequence[str], styles: Sequence[str]) -> list[Path]:
+    """Return where the mixture of every face with every style goes, by their names."""
+    return [out / f"{face}+{style}.png" for face in faces for style in styles]
 
 
 def _read_directions(path: Path, models: Models) -> dict[str, editing.Direction]:
