@@ -162,7 +162,7 @@ def fill(image: Tensor, painted: Tensor, hole: Tensor, *, seamless: bool = True)
             generator cannot paint, and only comes near, then shows no patch of another colour.
 
     Returns:
-        (B, 3, R, R), clipped to [-1, 1] within the hole.
+        (B, 3, R, R): the picture outside the hole; within it what is painted, clipped to [-1, 1] where seamless.
 
     Source: Pérez et al. 2003, "Poisson Image Editing", section 3, seamless cloning.
     Differs: the difference goes through the hole by averages over growing squares (Gortler et al. 1996, "The Lumigraph",

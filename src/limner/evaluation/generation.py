@@ -113,38 +113,9 @@ def evaluate_generation(
             _against_training(torch.cat([made["features"], more["features"]]), trained["features"])
         )
     proof = _proof_sheet(generator, eyes, trained, training)
-    grid = media.to_pixels(
-        torch.cat([paint_seeds(generator, range(i, i + 8)) for i in range(0, GRID_SEEDS, 8)])
-    )
     blocks = [
-        Table(
-            "Are they like real pictures?",
-            [*SET_FIGURES, "face_share"],
-            rows,
-            turned=True,
-            note=_FEW if samples < 1000 else "",
-        ),
-        Table(
-            "And to a network that no loss of train gan sees?",
-            PERSON_FIGURES,
-            rows,
-            turned=True,
-            note=_PERSONS,
-        ),
-        Table("By the number of pictures", _NUMBER_FIGURES, by_number, rivals=False, note=_NUMBERS),
-        Table("Are they as various?", ["identity_spread", "colour_spread"], rows, turned=True),
-        Table(
-            "Pose, expression, skin, hair",
-            ["spread", "shift"],
-            spreads,
-            rivals=False,
-            note="Floor, from as many training pictures: " + _floor_note(real_again, real),
-        ),
-        Picture(
-            "grid",
-            media.make_sheet([grid[i : i + 8] for i in range(0, GRID_SEEDS, 8)], cell_px=CELL_PX),
-            "Random heads, seeds 0 to 63, psi 1, not picked",
-        ),
+        *_set_tables(rows, by_number, spreads, _floor_note(real_again, real), few=samples < 1000),
+        Picture("grid", _grid_sheet(generator), "Random heads, seeds 0 to 63, psi 1, not picked"),
         Table("Is anything memorised?", list(near[0].values), near, turned=True),
         Picture("neighbours", proof, _PROOF.format(last=PROOF_SEEDS - 1)),
         Checks("Goals", _goals(rows[0].values, by_number[smaller:])),
@@ -161,6 +132,37 @@ def evaluate_generation(
         "memorising": {row.name: dict(row.values) for row in near},
     }
     return Section("generation", "Generation", text, blocks, data)
+
+
+def _set_tables(
+    rows: list[Row], by_number: list[Row], spreads: list[Row], floor: str, *, few: bool
+) -> list[Table]:
+    """Return the tables of whole sets: likeness by two networks and by number, variety, attributes with their floor."""
+    return [
+        Table(
+            "Are they like real pictures?",
+            [*SET_FIGURES, "face_share"],
+            rows,
+            turned=True,
+            note=_FEW if few else "",
+        ),
+        Table(
+            "And to a network that no loss of train gan sees?",
+            PERSON_FIGURES,
+            rows,
+            turned=True,
+            note=_PERSONS,
+        ),
+        Table("By the number of pictures", _NUMBER_FIGURES, by_number, rivals=False, note=_NUMBERS),
+        Table("Are they as various?", ["identity_spread", "colour_spread"], rows, turned=True),
+        Table(
+            "Pose, expression, skin, hair",
+            ["spread", "shift"],
+            spreads,
+            rivals=False,
+            note="Floor, from as many training pictures: " + floor,
+        ),
+    ]
 
 
 _TEXT = (
@@ -367,6 +369,12 @@ def _memorising(made: dict[str, Tensor], real: dict[str, Tensor], trained: dict[
         row("held-out pictures", real, "floor"),
         row("copies of training pictures", copies, "ceiling"),
     ]
+
+
+def _grid_sheet(generator: Generator) -> np.ndarray:
+    """Return random heads, eight in a row."""
+    rows = [media.to_pixels(paint_seeds(generator, range(i, i + 8))) for i in range(0, GRID_SEEDS, 8)]
+    return media.make_sheet(rows, cell_px=CELL_PX)
 
 
 def _proof_sheet(

@@ -102,7 +102,6 @@ def _contender(name: str, file: Path, models: Models) -> Contender:
     if child:
         digest += zoo.file_digest(find_child(child, file.parent))
     look = Path(child).stem.removesuffix(CHILD_ENDING) or name
-    file = zoo.BUNDLED_DIR / "style_pictures" / f"{name}.jpg"
     own = zoo.BUNDLED_DIR / "style_pictures" / f"{name}.jpg"
     picture = media.resize_pixels(media.read(own).pixels, resolution) if own.is_file() else None
     return Contender(name, style, None, None, digest, BLEND, look, seconds, picture)

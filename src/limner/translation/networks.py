@@ -27,10 +27,10 @@ PSP_TASKS: dict[str, tuple[str, ...]] = {
     "ffhq_frontalize": ("frontal",),
     "ffhq_encode": ("toon",),
 }
+"""``dataset_type`` of pSp's ``opts`` -> what the checkpoint does; toonify was trained as ``ffhq_encode``."""
 TASK_KEY = "limner_task"
 """Name in ``opts`` by which Limner's own training says its task, where pSp has none like it: inpaint, and toon pictures
 to faces, the other way round than toonify."""
-"""``dataset_type`` of pSp's ``opts`` -> what the checkpoint does; toonify was trained as ``ffhq_encode``."""
 BY_CHANNELS: dict[int, tuple[str, ...]] = {
     1: ("sketch",),
     len(CELEBA): ("labels",),
