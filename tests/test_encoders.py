@@ -540,5 +540,5 @@ def test_the_command_uses_a_checkpoint_with_its_own_decoder(tmp_path, capsys):
         (["--method", "psp"], "name its checkpoint with --encoder"),
         (["--method", "w", *encoder], "--encoder is not used by it"),
     ):
-        assert cli.main(["invert", photos[0], *wrong, *words]) == 2
+        assert cli.main(["invert", photos[0], *wrong, *words, "--overwrite"]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
