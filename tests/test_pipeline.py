@@ -364,7 +364,7 @@ def test_stylize_command_refuses_before_it_works(
 ) -> None:
     """The photo itself as output, one file for two photos, an unknown style."""
     for more, message in (
-        (["--out", str(photo_file), "--overwrite"], "the photo itself"),
+        (["--out", str(photo_file), "--overwrite"], "which the command reads"),
         ([str(photo_file), "--out", "x.png"], "name a folder"),
         ([], "expected a known style"),
     ):
