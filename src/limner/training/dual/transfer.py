@@ -300,9 +300,6 @@ class StyleStage(TransferStage):
             extrinsic = base.map_z_plus(self.codes["extrinsic"][chosen])
             extrinsic = extrinsic + options.style_jitter * random.normal(*extrinsic.shape)
             plain = base.synthesis(intrinsic).clamp(-1, 1)
-            real = self.setting.pictures.draw(
-                size, random.cpu, mirror=options.mirror, device=self.setting.runtime.device
-            )
             wanted = eyes.look(exemplars)
         fake = self.dual(intrinsic, extrinsic).float()
         maps = eyes.look(fake)
@@ -314,6 +311,8 @@ class StyleStage(TransferStage):
         }
         record: dict[str, float] = {}
         if options.style_adversarial:
+            device = self.setting.runtime.device
+            real = self.setting.pictures.draw(size, random.cpu, mirror=options.mirror, device=device)
             own, record = self.adversary.judge(fake, real, random, step)
             terms["adversarial"] = options.style_adversarial * self.warmth(step), own
         if self.pull:
