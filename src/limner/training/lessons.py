@@ -47,7 +47,7 @@ N = TypeVar("N", bound=Network)
 
 
 @dataclass
-class NetRun(Progress, Generic[Settings]):
+class NetRun(Progress, ABC, Generic[Settings]):
     """A run that trains networks for a generator; which ones is left to the classes derived from this.
 
     Args:
@@ -63,17 +63,17 @@ class NetRun(Progress, Generic[Settings]):
     critic: LatentCritic | None = field(default=None, kw_only=True)
 
     @property
+    @abstractmethod
     def base(self) -> dict[str, str]:
         """Name and digest of the generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trained(self) -> dict[str, nn.Module]:
         """Return the networks that the optimiser changes, under the names that they have in a saved state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def averages(self) -> dict[str, nn.Module]:
         """Return their averages, which are shipped, in the same order."""
-        raise NotImplementedError
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the optimiser changes."""
