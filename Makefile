@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.limner-installed
+# How tests share the cores; PARALLEL= runs them in one process, in order.
+PARALLEL ?= -n auto --dist worksteal
 
 .PHONY: help setup demo test test-slow lint format types bench models gpu-pack gpu-dry clean
 
@@ -26,11 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## restyle two photos with every bundled style; the pictures go to out/
 	$(BIN)/limner demo --out out
 
-test: setup  ## run the tests that are not slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: setup  ## run the tests that are not slow, a process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup  ## run the slow tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not gpu'
 
 lint: setup  ## check format and lint rules
 	$(BIN)/ruff format --check .
