@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import checkpoints, media, zoo
 from limner.app.commands.train_dual import load_networks
-from limner.errors import LimnerError
 from limner.nn.dualstylegan import DualGenerator
 from limner.nn.stylegan2 import Generator
 from limner.options import from_mapping, read_recipe
@@ -292,12 +292,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64, help="px of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    try:
-        print(to_table(run(parser.parse_args())), end="")
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    print(to_table(run(parser.parse_args())), end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

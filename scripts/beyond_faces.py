@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from plain_errors import run_script
 
 from limner import media, zoo
 from limner.app.cli import main as limner
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bundling import add_base, load_base, make_parser, write_card
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import zoo
 from limner.checkpoints import load
 from limner.checkpoints.detail import read_detail, save_detail
-from limner.errors import LimnerError
 from limner.metrics import compare_sets, pooled_features
 from limner.nn.projected import cut_windows
 from limner.nn.stylegan2 import Generator
@@ -126,18 +126,15 @@ def main() -> int:
         "images": run.get("images", 0),
     }
     notes = {"provenance": provenance, "licence": arguments.licence}
-    try:
-        save_detail(trained.generator, base, path, base_name=about["name"], metadata=notes)
-        grown = read_detail(path).detail.grow(base)
-        trunk = zoo.load("lite0")
-        real = PictureSet(arguments.pictures, grown.resolution, select=arguments.validate).pixels
-        found = measure(
-            grown, base, lambda images: pooled_features(trunk, windows(images, arguments.window)), real
-        )
-        provenance["figures"] = found
-        save_detail(trained.generator, base, path, base_name=about["name"], metadata=notes)
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    save_detail(trained.generator, base, path, base_name=about["name"], metadata=notes)
+    grown = read_detail(path).detail.grow(base)
+    trunk = zoo.load("lite0")
+    real = PictureSet(arguments.pictures, grown.resolution, select=arguments.validate).pixels
+    found = measure(
+        grown, base, lambda images: pooled_features(trunk, windows(images, arguments.window)), real
+    )
+    provenance["figures"] = found
+    save_detail(trained.generator, base, path, base_name=about["name"], metadata=notes)
     table = "\n".join(
         f"| {name} | {figures['frechet']:.0f} | {figures['precision']:.2f} | {figures['recall']:.2f} |"
         for name, figures in found.items()
@@ -164,4 +161,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

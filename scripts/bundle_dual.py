@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from plain_errors import run_script
+
 from limner import zoo
 from limner.checkpoints import load
 from limner.checkpoints.dual import style_codes
 from limner.checkpoints.dual_child import BUDGET_BYTES, save_dual
-from limner.errors import LimnerError
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
 from limner.training.dual.pairs import choose_evenly
@@ -152,12 +153,9 @@ def main() -> int:
     parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
     parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR, help="folder")
     arguments = parser.parse_args()
-    try:
-        bundle(arguments)
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    bundle(arguments)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from bundling import add_base, describe_core, load_base, make_parser, start_provenance, write_card
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import losses, media, zoo
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

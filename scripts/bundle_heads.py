@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from bundling import make_parser, write_card
+from plain_errors import run_script
 
 from limner import zoo
 from limner.checkpoints import Checkpoint, load, save
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

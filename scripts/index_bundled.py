@@ -12,10 +12,10 @@ which base every file was made; a file that is new here counts as made by the re
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from limner.errors import LimnerError
+from plain_errors import run_script
+
 from limner.training.bundle import INDEX, build_index, format_index, read_jobs, write_index
 from limner.zoo import BUNDLED_DIR
 
@@ -30,10 +30,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     target = BUNDLED_DIR / INDEX
-    try:
-        index = build_index(BUNDLED_DIR, read_jobs(ROOT / "recipes/bundle.yaml"), ROOT)
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    index = build_index(BUNDLED_DIR, read_jobs(ROOT / "recipes/bundle.yaml"), ROOT)
     if check:
         same = target.is_file() and target.read_text(encoding="utf-8") == format_index(index)
         print(f"{target} is {'up to date' if same else 'out of date: run scripts/index_bundled.py'}")
@@ -44,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

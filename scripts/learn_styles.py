@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from plain_errors import run_script
+
 from limner.app.cli import main as limner
 from limner.options import read_recipe
 from limner.stylization import Style, load_style
@@ -123,4 +125,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

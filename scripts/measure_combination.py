@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import media, zoo
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import media
 from limner.app.commands.train_dual import load_eyes
-from limner.errors import LimnerError
 from limner.pipeline.dual import DualModels, load_dual
 from limner.stylization.dual import to_extrinsic
 from limner.training.data import PictureSet
@@ -115,12 +115,9 @@ def main() -> int:
     )
     parser.add_argument("--styles", type=int, default=20, help="styles to measure with")
     parser.add_argument("--out", type=Path, required=True, help="folder for sheets and figures")
-    try:
-        print(json.dumps(measure(parser.parse_args()), indent=1))
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    print(json.dumps(measure(parser.parse_args()), indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from plain_errors import run_script
+
 from limner import zoo
 from limner.checkpoints import load
 from limner.checkpoints.child import BUDGET_BYTES, read_child, save_child
-from limner.errors import LimnerError
 from limner.stylization import BlendOptions, save_style
 from limner.stylization.blend import check_family, relatedness
 from limner.stylization.blend_style import blend_style
@@ -174,14 +175,11 @@ def main() -> int:
     parser.add_argument("--take", default="fine", help="the child's side of the swap point: fine or coarse")
     parser.add_argument("--out", type=Path, default=zoo.BUNDLED_DIR, help="folder")
     arguments = parser.parse_args()
-    try:
-        child = pack(arguments)
-        if arguments.style:
-            write_style(arguments, child)
-    except LimnerError as error:
-        sys.exit(f"error: {error}")
+    child = pack(arguments)
+    if arguments.style:
+        write_style(arguments, child)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

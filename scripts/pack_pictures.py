@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from PIL import Image
+from plain_errors import run_script
 
 from limner.files import replacing
 from limner.training.data import list_pictures, read_pictures
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

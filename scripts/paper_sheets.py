@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from plain_errors import run_script
 from torch import Tensor
 
 from limner import checkpoints, media, zoo
@@ -136,4 +137,4 @@ def write(name: str, pixels: np.ndarray, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

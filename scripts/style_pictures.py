@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
+from plain_errors import run_script
 
 from limner.evaluation.tints import TINTED, tint
 from limner.training.data import split_ranges
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from conftest import W_DIM, make_generator
+from conftest import RESOLUTION, W_DIM, make_generator
 
 from limner import zoo
 from limner.checkpoints.compact import load_encoder, save_encoder
@@ -197,3 +199,22 @@ def test_files_that_do_not_fit(generator, tmp_path):
         load_encoder(zoo.path("lite0"), trunk=make_trunk())
     with pytest.raises(ShapeError, match="multiple of 32"):
         make_core(input_px=40)
+
+
+def test_the_first_look_is_kept_only_while_the_generator_stays_as_it_is():
+    """Codes of a kept first look equal those of a new encoder, after a change of weights and with another generator too."""
+    generator, image = make_generator(), torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1
+    encoder = make_encoder(generator)
+    first = encoder.encode(generator, image, steps=2)
+    again = encoder.encode(generator, image, steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    with torch.no_grad():
+        generator.synthesis.layers[0].weight.mul_(1.5)
+    changed = encoder.encode(generator, image, steps=2)
+    assert not torch.equal(first[0], changed[0])
+    for other in (generator, make_generator(seed=5)):
+        encoder.base.clear()
+        fresh = copy.deepcopy(encoder)
+        fresh._start_views = None
+        for a, b in zip(encoder.encode(other, image), fresh.encode(other, image), strict=True):
+            assert torch.equal(a, b)

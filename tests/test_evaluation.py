@@ -678,6 +678,19 @@ def test_command_says_what_is_missing(tmp_path, capsys):
     assert "paired-256; name another place with --pairs" in capsys.readouterr().err
 
 
+def test_a_reason_is_told_once(tmp_path, capsys):
+    for name in ("heads-256/photo", "paired-256/photo"):
+        (tmp_path / name).mkdir(parents=True)
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "o"), "--threads", "1"]
+    assert cli.main(["eval", "inversion", *words, "--methods", "magic"]) == 2
+    assert capsys.readouterr().err.count("methods has 'magic'") == 1
+    assert cli.main(["eval", "inversion", "generation", *words, "--methods", "magic"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("methods has 'magic'") == 1
+    assert "nothing was measured" in told
+    assert not (tmp_path / "o").exists()
+
+
 def test_kept_latents_render_alike(generator):
     """What `_inversion` relies on: a w+ code through safetensors is the same picture."""
     code = Latent("w+", torch.randn(1, generator.num_rows, generator.w_dim))

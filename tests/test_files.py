@@ -108,3 +108,5 @@ def test_folders_are_tried_before_the_work(tmp_path, locked_folder):
         with pytest.raises(error) as caught:
             check_writable(path)
         assert caught.value.filename == str(path)
+    with pytest.raises(NotADirectoryError, match="a.txt is a file, expected a folder"):
+        check_writable(tmp_path / "a.txt/b.txt")

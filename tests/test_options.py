@@ -42,7 +42,7 @@ class SampleOptions(BaseOptions):
     """a ratio"""
     mode: str = knob("soft", choices=("soft", "hard"))
     """a choice"""
-    rows: tuple[int, ...] = ()
+    rows: tuple[int, ...] = knob((), lo=0, hi=99)
     """some numbers"""
     weights: list[float] = knob(factory=lambda: [1.0])
     """a mutable default"""
@@ -78,6 +78,7 @@ def test_types():
         ({"ratio": float("inf")}, "ratio is inf, expected 0 to 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"limit": 10}, "limit is 10, expected at most 9"),
+        ({"rows": (3, 100)}, "rows is 100, expected 0 to 99"),
         ({"mode": "hrad"}, r"mode is 'hrad', expected one of soft, hard; did you mean 'hard'\?"),
     ],
 )

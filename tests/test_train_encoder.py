@@ -11,6 +11,7 @@ import torch
 from conftest import W_DIM, make_generator
 from PIL import Image
 
+from limner.app.cli import main
 from limner.errors import KeyMismatchError, OptionError
 from limner.nn import deltas
 from limner.nn.features import Lite0
@@ -300,7 +301,6 @@ def test_recipe_loads():
 
 def test_command_trains_resumes_and_exports(folder, tmp_path, capsys):
     from limner import checkpoints, zoo
-    from limner.app.cli import main
     from limner.checkpoints.compact import load_encoder
 
     generator = make_generator()
@@ -321,6 +321,17 @@ def test_command_trains_resumes_and_exports(folder, tmp_path, capsys):
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {"psnr", "psnr_floor", "psnr_ceiling", "identity", "identity_floor"} <= set(records[-1])
     assert len(list((out / "sheets").glob("*.png"))) == 1
+
+
+def test_pictures_for_figures_are_looked_for_before_training(folder, tmp_path, capsys):
+    words = ["train", "encoder", "--data", str(folder), "--out", str(tmp_path / "run"), "--threads", "1"]
+    for more, message in (
+        (["--validate", "900-909"], "is selected by 900-909"),
+        (["--photos", str(tmp_path / "no")], "expected a folder"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_starts_from_another_encoder(folder, tmp_path):

@@ -57,6 +57,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, expected a folder", str(path))
     probe = folder / f".{secrets.token_hex(8)}.part"
     try:
         _create(probe)

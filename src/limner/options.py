@@ -78,9 +78,13 @@ def with_default(base: type[Options], name: str, default: Any) -> Any:
 
 
 def check_value(field: dataclasses.Field, value: Any) -> None:
-    """Raise `OptionError` unless ``value`` lies in the field's range and choices."""
+    """Raise `OptionError` unless ``value``, or each of several, lies in the field's range and choices."""
     choices, lo, hi = (field.metadata.get(key) for key in ("choices", "lo", "hi"))
     if value is None:
+        return
+    if isinstance(value, tuple):
+        for one in value:
+            check_value(field, one)
         return
     if choices and value not in choices:
         close = difflib.get_close_matches(str(value), choices, 1)

@@ -297,6 +297,7 @@ class CompactEncoder(nn.Module):
         super().__init__()
         self.trunk, self.core, self.base = trunk, core, dict(base or {})
         self._checked: weakref.ref[Generator] | None = None
+        self._start_views: tuple[Any, list[Tensor]] | None = None
 
     def prepare(self, image: Tensor) -> Tensor:
         """Bring a picture (B, C, H, W) to the side at which the trunk looks at it, (B, 3, input_px, input_px)."""
@@ -339,13 +340,33 @@ class CompactEncoder(nn.Module):
         target = self.look(self.prepare(image))[1]
         w_plus = self.start(1)
         found = []
-        for _ in range(steps):
-            painted = generator.synthesis(w_plus).clamp(-1, 1)
-            # The reconstruction is a photo whatever the input is: it never passes the stem.
-            current = self.look(resize(painted, self.core.input_px))[1]
+        for step in range(steps):
+            current = self._view(generator, w_plus) if step else self._view_start(generator, w_plus)
             w_plus = self.core(target, current, w_plus)
             found.append(w_plus)
         return found
+
+    def _view(self, generator: Generator, w_plus: Tensor) -> list[Tensor]:
+        """Return the views of what the generator makes of codes: a photo whatever the input is, it never passes the stem."""
+        painted = generator.synthesis(w_plus).clamp(-1, 1)
+        return self.look(resize(painted, self.core.input_px))[1]
+
+    def _view_start(self, generator: Generator, w_plus: Tensor) -> list[Tensor]:
+        """Return the views that every first step has, found once for a generator and the weights that it has now."""
+        kind = w_plus.device.type
+        key = (
+            weakref.ref(generator),
+            sum(
+                0 if tensor.is_inference() else tensor._version
+                for tensor in (*generator.parameters(), *generator.buffers(), w_plus)
+            ),
+            next(generator.parameters()).device,
+            next(generator.parameters()).dtype,
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        )
+        if self._start_views is None or self._start_views[0] != key:
+            self._start_views = (key, self._view(generator, w_plus))
+        return self._start_views[1]
 
     def start(self, batch: int) -> Tensor:
         """Return the codes that the first step starts from: the mean w in every row, (batch, L, w_dim)."""

@@ -75,6 +75,8 @@ def run(options: Options, console: Console) -> int:
         try:
             section = measure(name, models, options, store, console)
         except LimnerError as error:  # what could be measured is still reported
+            if len(chosen) == 1:
+                raise
             console.warn(f"{name} was not measured: {error}")
             # Not every generator has a translator; only who asks for it by name is owed one.
             failed = failed if name == "translation" and name not in asked else error
@@ -83,7 +85,7 @@ def run(options: Options, console: Console) -> int:
         console.print(f"{section.title}: {format_seconds(seconds[name])}")
         sections.append(section)
     if failed is not None and not sections:
-        raise failed
+        raise LimnerError("nothing was measured, no report was written; the reasons stand above")
     files = write_report(options.out, sections, about(options, models), command=command_line(options))
     size = sum(file.stat().st_size for file in files)
     if size > COMMITTED_BYTES:

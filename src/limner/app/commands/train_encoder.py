@@ -47,9 +47,13 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     from limner.nn import deltas
     from limner.nn.stylegan2 import Generator
     from limner.training.cores import EncoderTraining
+    from limner.training.data import list_parts
     from limner.training.encoder.figures import EncoderExam
     from limner.training.encoder.lessons import EncoderLessons, build_run
 
+    _photos(options.photos)
+    if options.data and options.validate:
+        list_parts(options.data, options.validate, what="validate: data", every=False)
     generator = checkpoints.load(zoo.resolve(options.base)).generator
     if not isinstance(generator, Generator):
         raise CheckpointError(f"{options.base} holds no StyleGAN2 generator")

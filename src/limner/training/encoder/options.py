@@ -21,8 +21,9 @@ class EncoderOptions(CodeOptions):
     out: str = with_default(CodeOptions, "out", "runs/encoder")
     init: str = knob("")
     """Encoder of this size to start a new run from, name or file; it may belong to another generator."""
-    validate: str = knob("11000-11007")
-    """The pictures of data that sheets and figures are made of; empty for the first eight of the training pictures."""
+    validate: str = knob("")
+    """The pictures of data that sheets and figures are made of, FIRST-LAST, held out of select; empty for the first eight
+    of the training pictures."""
     photos: str = knob("")
     """Folder of photos whose faces join the sheets and figures."""
     real_share: float = knob(0.5, lo=0, hi=1)
