@@ -53,6 +53,7 @@ BACK_BYTES, BACK_FILES = 62 * MIB, 8  # all that come back, of 64 MiB
 COMMAND_CHARACTERS = 2000
 CALL_S, LEASE_S = 600, 1800
 START_S, RESERVE_S, BETWEEN_S = 120, 120, 50  # machine's start; spare; transfers
+LEAST_S = 60  # of training in a call: below, loading takes longer
 AROUND_S, USUAL_S = 100, 60  # loading, measuring, packing in a call: at most; planned for, the rest is spare
 FRESH_SHARE = 0.5  # of a box that must be free behind a state, or else the pictures begin in the next one
 DECAY_SHARE = 0.35  # of a stage's images on this machine, over which its rates fall
@@ -102,7 +103,12 @@ def pack(arguments: argparse.Namespace) -> int:
     count = _pack_pictures(data, select, arguments.size, arguments.quality, boxes, arguments.most)
     calls = max(arguments.calls, boxes.last + 1)
     training = calls - first
-    each = arguments.seconds or seconds_per_call(first, training)
+    each = arguments.seconds or seconds_per_call(first, training, arguments.lease)
+    if not arguments.seconds and each < LEAST_S:
+        raise OptionError(
+            f"{calls} calls in {arguments.lease:g} s leave {max(each, 0):.0f} s of training each, at least {LEAST_S} are "
+            "wanted; take fewer pictures with --most, smaller ones with --size, or fewer --calls"
+        )
     switch = min(arguments.switch, training - 1) if len(arguments.recipe) > 1 else training
     overrides = dict(word.split("=", 1) for word in arguments.set)
     for call, plan in enumerate(make_plans(calls, first, stage, switch, each)):
@@ -119,9 +125,9 @@ def pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def seconds_per_call(before: int, training: int) -> float:
+def seconds_per_call(before: int, training: int, lease: float = LEASE_S) -> float:
     """Return how long each of ``training`` calls may train, after ``before`` calls that only take a box, in seconds."""
-    left = LEASE_S - START_S - RESERVE_S - before * BETWEEN_S
+    left = lease - START_S - RESERVE_S - before * BETWEEN_S
     return min(CALL_S - AROUND_S, left / training - BETWEEN_S - USUAL_S)
 
 
@@ -446,6 +452,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     sub.add_argument("--calls", type=int, default=3, help="at least so many (3)")
     sub.add_argument("--seconds", type=float, default=0, help="of training per call; 0: what there is")
+    sub.add_argument(
+        "--lease", type=float, default=LEASE_S, help=f"seconds that the machine is lent, in all ({LEASE_S})"
+    )
     sub.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="overrule the recipes"
     )

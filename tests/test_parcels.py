@@ -167,6 +167,8 @@ def test_calls_share_the_time_that_there_is():
         usual = gpu_run.START_S + before * gpu_run.BETWEEN_S
         usual += training * (each + gpu_run.BETWEEN_S + gpu_run.USUAL_S)
         assert usual + gpu_run.RESERVE_S <= gpu_run.LEASE_S
+    assert gpu_run.seconds_per_call(0, 1, lease=900) == gpu_run.CALL_S - gpu_run.AROUND_S
+    assert gpu_run.seconds_per_call(0, 4, lease=900) < gpu_run.LEAST_S
     grown = gpu_run.make_plans(4, 1, 0, 2, 100.0)
     assert [plan["stage"] for plan in grown] == [0, 0, 0, 1]
     assert [plan["seconds"] for plan in grown] == [gpu_run.STATE_ONLY, 100, 100, 100]
