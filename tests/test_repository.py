@@ -18,6 +18,7 @@ from limner import zoo
 from limner.app import cli
 from limner.options import from_mapping, read_recipe
 from limner.stylization import load_style
+from limner.training.bundle import read_jobs
 
 ROOT = Path(__file__).parent.parent
 MB = 1_000_000
@@ -112,6 +113,11 @@ def test_index_is_up_to_date():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_job_of_the_chain_is_explained():
+    text = (ROOT / "docs/bundled-models.md").read_text(encoding="utf-8")
+    assert [name for name in read_jobs(ROOT / "recipes/bundle.yaml") if f"`{name}`" not in text] == []
 
 
 def test_parents_of_bundled_models_are_bundled():
