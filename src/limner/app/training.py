@@ -81,6 +81,47 @@ def describe_run(
     }
 
 
+def finish(
+    training: Any,
+    console: Console,
+    finished: bool,
+    tell: Callable[[dict[str, Any]], list[str]],
+    **files: Path,
+) -> int:
+    """Measure what a run has trained, draw its curves, say what came of it and where it lies; return the exit status.
+
+    Args:
+        training: has ``run`` (options, thousands of images seen), ``validate``, ``journal`` and the folder ``out``.
+        console: what the words and the result go to.
+        finished: whether the end was reached, see `fit`.
+        tell: figures -> lines about them.
+        files: what was written beside the model and the sheets, by name.
+    """
+    run, out = training.run, Path(training.out)
+    figures = training.validate()
+    plot(training.journal, console)
+    for line in tell(figures):
+        console.print(line)
+    files = {"model": out / "model.safetensors", **files}
+    places = {**files, "sheets": out / "sheets"}
+    console.print(", ".join(f"{name}: {place}" for name, place in places.items()))
+    if not finished:
+        console.print(
+            f"stopped at {run.kimg:.2f} of {run.options.kimg:g} kimg; the same command goes on from here"
+        )
+    console.result(kimg=run.kimg, finished=finished, **files, **figures)
+    return 0
+
+
+def tell_nearness(figures: Mapping[str, float]) -> list[str]:
+    """Return the figures of an encoder's exam, one line a measure, those of photos at its end."""
+    measures = ("psnr", "ssim", "perceptual", "identity")
+    return [
+        ", ".join(f"{key} {figures[key]:.3g}" for key in figures if key.startswith((name, f"photo_{name}")))
+        for name in measures
+    ]
+
+
 def plot(journal: Journal, console: Console) -> None:
     """Draw a run's curves beside its log, as ``log.png``, and say so."""
     from limner.training.plots import plot_log

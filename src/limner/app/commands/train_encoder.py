@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot, tell_places
+from limner.app.training import describe_run, finish, fit, launch, tell_nearness, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.encoder.options import EncoderOptions as Options
 from limner.training.psp.options import PspOptions
@@ -101,19 +101,7 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         + (f"resuming at {encoder.kimg:.1f} kimg" if encoder.step else "starting anew")
     )
     tell_places(encoder.pictures.counts if encoder.pictures else {}, console)
-    finished = _fit(training, console)
-    figures = training.validate()
-    plot(training.journal, console)
-    for name in ("psnr", "ssim", "perceptual", "identity"):
-        parts = [f"{key} {figures[key]:.3g}" for key in figures if key.startswith((name, f"photo_{name}"))]
-        console.print(", ".join(parts))
-    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
-    if not finished:
-        console.print(
-            f"stopped at {encoder.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
-        )
-    console.result(kimg=encoder.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
-    return 0
+    return finish(training, console, _fit(training, console), tell_nearness)
 
 
 def _exam_pictures(options: Options, generator: Generator, runtime: Runtime) -> tuple[Tensor, list[str], int]:

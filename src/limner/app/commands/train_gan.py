@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot, tell_places
+from limner.app.training import describe_run, finish, fit, launch, tell_places
 from limner.training.gan.options import GanOptions as Options
 
 if TYPE_CHECKING:
@@ -54,16 +54,12 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         + (f"resuming at {gan.kimg:.1f} kimg" if gan.step else "starting anew")
     )
     tell_places(gan.pictures.counts, console)
-    finished = _fit(training, console)
-    figures = training.validate()
-    plot(training.journal, console)
-    shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-    console.print(f"{gan.kimg:.1f} kimg seen{'; ' + shown if shown else ''}")
-    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
-    if not finished:
-        console.print(f"stopped before {options.kimg:g} kimg; the same command goes on from here")
-    console.result(kimg=gan.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
-    return 0
+
+    def tell(figures: dict[str, Any]) -> list[str]:
+        shown = "".join(f"; {name} {value:.3g}" for name, value in figures.items())
+        return [f"{gan.kimg:.1f} kimg seen{shown}"]
+
+    return finish(training, console, _fit(training, console), tell)
 
 
 def _parent(options: Options) -> tuple[Any, dict[str, torch.Tensor] | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot, tell_places
+from limner.app.training import describe_run, finish, fit, launch, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.hyper.options import HyperOptions as Options
 
@@ -75,19 +75,14 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
     def shown(record: dict[str, Any]) -> list[str]:
         return [f"l2 {record['l2']:.4f} (encoder {record['l2_before']:.4f})"]
 
-    finished = fit(training, console, "train hyper (images)", shown)
-    figures = training.validate()
-    plot(training.journal, console)
-    for name in ("psnr", "ssim", "perceptual", "identity"):
-        if name in figures:
-            console.print(f"{name}: {figures[name]:.4g}, encoder alone {figures[name + '_encoder']:.4g}")
-    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
-    if not finished:
-        console.print(
-            f"stopped at {hyper.kimg:.2f} of {options.kimg:g} kimg; the same command goes on from here"
-        )
-    console.result(kimg=hyper.kimg, finished=finished, model=training.out / "model.safetensors", **figures)
-    return 0
+    def tell(figures: dict[str, Any]) -> list[str]:
+        return [
+            f"{name}: {figures[name]:.4g}, encoder alone {figures[name + '_encoder']:.4g}"
+            for name in ("psnr", "ssim", "perceptual", "identity")
+            if name in figures
+        ]
+
+    return finish(training, console, fit(training, console, "train hyper (images)", shown), tell)
 
 
 def _export(run: HyperRun, path: Path, figures: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot, tell_places
+from limner.app.training import describe_run, finish, fit, launch, tell_nearness, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.psp.options import PspOptions, settle_weights
 
@@ -62,21 +62,7 @@ def _train(options: PspOptions, console: Console, runtime: Runtime) -> int:
         return [f"{name} {record[name]:.3g}" for name in SHOWN if name in record]
 
     finished = fit(training, console, f"train encoder ({options.architecture}, images)", shown)
-    figures = training.validate()
-    plot(training.journal, console)
-    for name in ("psnr", "ssim", "perceptual", "identity"):
-        parts = [f"{key} {figures[key]:.3g}" for key in figures if key.startswith((name, f"photo_{name}"))]
-        console.print(", ".join(parts))
-    files = [training.out / "model.safetensors", training.out / "model.pt"]
-    console.print(
-        f"model: {files[0]}, and as pSp's programs read it: {files[1]}; sheets: {training.out / 'sheets'}"
-    )
-    if not finished:
-        console.print(
-            f"stopped at {psp.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
-        )
-    console.result(kimg=psp.kimg, finished=finished, model=files[0], psp=files[1], **figures)
-    return 0
+    return finish(training, console, finished, tell_nearness, psp=training.out / "model.pt")
 
 
 def _build(options: PspOptions, runtime: Runtime) -> tuple[PspRun, Models]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.app.console import Console
-from limner.app.training import describe_run, fit, launch, plot, tell_places
+from limner.app.training import describe_run, finish, fit, launch, tell_places
 from limner.errors import CheckpointError, OptionError
 from limner.training.translator.options import TranslatorOptions as Options
 
@@ -89,22 +89,14 @@ def _train(options: Options, console: Console, runtime: Runtime) -> int:
         + (f"resuming at {translator.kimg:.1f} kimg" if translator.step else "starting anew")
     )
     tell_places({} if lesson.scenes is None else lesson.scenes.counts, console)
-    finished = _fit(training, console)
-    figures = training.validate()
-    plot(training.journal, console)
-    for name in tasks:
-        if figures:
-            share, distance = figures[f"{name}_nearest"], figures[f"{name}_perceptual"]
-            console.print(f"{name}: nearest to its own face {share:.0%}, distance {distance:.3f}")
-    console.print(f"model: {training.out / 'model.safetensors'}, sheets: {training.out / 'sheets'}")
-    if not finished:
-        console.print(
-            f"stopped at {translator.kimg:.1f} of {options.kimg:g} kimg; the same command goes on from here"
-        )
-    console.result(
-        kimg=translator.kimg, finished=finished, model=training.out / "model.safetensors", **figures
-    )
-    return 0
+
+    def tell(figures: dict[str, Any]) -> list[str]:
+        return [
+            f"{name}: nearest to its own face {figures[f'{name}_nearest']:.0%}, distance {figures[f'{name}_perceptual']:.3f}"
+            for name in (tasks if figures else ())
+        ]
+
+    return finish(training, console, _fit(training, console), tell)
 
 
 def _init(
