@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundling import make_parser, write_card
+from bundling import count_faces, make_parser, write_card
 from plain_errors import run_script
 
 from limner import zoo
 from limner.checkpoints import Checkpoint, load, save
-from limner.faces import detect_faces
-from limner.media import resize_pixels, to_pixels
-from limner.nn.stylegan2 import Generator
 from limner.training.data import PictureSet
 from limner.training.gan.yardstick import Yardstick
 
@@ -55,22 +52,6 @@ The bundled detector finds a face in {found} of {faces} random heads (seeds from
 
 Limits: {limits}
 """
-
-
-def count_faces(generator: Generator, seeds: int) -> int:
-    """Return how many of the first random heads hold a face for the bundled detector."""
-    found = 0
-    for start in range(0, seeds, 20):
-        z = torch.cat(
-            [
-                torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(s))
-                for s in range(start, min(start + 20, seeds))
-            ]
-        )
-        with torch.no_grad():
-            heads = to_pixels(generator(z))
-        found += sum(bool(detect_faces(resize_pixels(head, (256, 256)))) for head in heads)
-    return found
 
 
 def _describe_hours(provenance: dict[str, Any]) -> str:

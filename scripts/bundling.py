@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from limner import zoo
 from limner.checkpoints import load
 from limner.checkpoints.cores import CoreFiles
+from limner.faces import detect_faces
+from limner.media import resize_pixels, to_pixels
 from limner.nn import deltas
 from limner.nn.stylegan2 import Generator
 
@@ -75,3 +78,19 @@ def write_card(out: Path, card: str) -> None:
     card = card.replace("\n\n\n\n", "\n\n")
     out.with_suffix(".md").write_text(card, encoding="utf-8")
     print(card)
+
+
+def count_faces(generator: Generator, seeds: int) -> int:
+    """Return how many of the first random pictures hold a face for the bundled detector."""
+    found = 0
+    for start in range(0, seeds, 20):
+        z = torch.cat(
+            [
+                torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(s))
+                for s in range(start, min(start + 20, seeds))
+            ]
+        )
+        with torch.no_grad():
+            heads = to_pixels(generator(z))
+        found += sum(bool(detect_faces(resize_pixels(head, (256, 256)))) for head in heads)
+    return found

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bundling import count_faces
 from plain_errors import run_script
 
 from limner import zoo
@@ -38,6 +39,7 @@ CARD = """# {name} - a child of {base}
 Measured when it was packed, on {samples} random faces (psi 0.7): packing changes pictures by {error:.4f} (root mean square,
 pixels from -1 to 1) where the child differs from its base by {change:.4f}. Its convolutions correlate with the base's by
 {related:.4f}. {figures}
+MTCNN, which knows photographs, finds a face in {found} of {faces} random pictures (psi 1).
 
 Limits: its discriminator is the base's. {limits}
 """
@@ -113,6 +115,8 @@ def pack(arguments: argparse.Namespace) -> Path:
         change=lost["picture_change"],
         related=relatedness(base, made.generator) if made.generator else float("nan"),
         figures=describe(figures),
+        found=count_faces(made.generator, arguments.faces) if made.generator else 0,
+        faces=arguments.faces,
         limits=arguments.limits,
     )
     path.with_suffix(".md").write_text(card, encoding="utf-8")
@@ -167,6 +171,9 @@ def main() -> int:
     parser.add_argument("--recipe", required=True, help="recipe of the training run")
     parser.add_argument("--licence", default="CC0-1.0", help="licence of the child")
     parser.add_argument("--kilobytes", type=int, default=BUDGET_BYTES // 1000, help="size, at most")
+    parser.add_argument(
+        "--faces", type=int, default=500, help="random pictures in which a face is looked for"
+    )
     parser.add_argument("--limits", default="", help="sentences on what it cannot do, for the card")
     parser.add_argument("--style", default="", help="also write a blend style of this name")
     parser.add_argument("--swap", type=int, default=16, help="the style's swap point in px")

@@ -270,10 +270,13 @@ def test_the_script_packs_a_child_and_a_style(folder, tuned, monkeypatch, capsys
         "drawn.yaml",
         "--style",
         "draw",
+        "--faces",
+        "3",
     ]
     monkeypatch.setattr("sys.argv", ["x", str(folder / "trained.safetensors"), *words, "--out", str(out)])
     assert pack_child.main() == 0
     assert "packing changes pictures by" in capsys.readouterr().out
+    assert "of 3 random pictures" in (out / "children/drawn.md").read_text()
     index = build_index(out, {}, out)
     assert {name: (entry["kind"], entry["parent"]) for name, entry in index.items()} == {
         "drawn": ("child", "tiny"),
