@@ -190,7 +190,7 @@ def test_options_that_do_not_fit_the_parents(generator, parents, options, messag
     [
         ({"swap": (24,)}, "expected a resolution"),
         ({"swap": (32, 8)}, "rising"),
-        ({"weights": (2.0,)}, "from 0 to 1"),
+        ({"weights": (2.0,)}, "weights is 2.0, expected 0.0 to 1.0"),
         ({"weights": (1.0,), "layers": "all"}, "give one of them"),
         ({"layers": "all", "rule": "original"}, "swap points only"),
         ({"take": "middle"}, "expected one of fine, coarse"),

@@ -82,8 +82,8 @@ class EvaluationOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.strengths) < 1 or any(not 0 <= value <= 1 for value in self.strengths):
-            raise OptionError(f"strengths are {self.strengths}, expected numbers from 0 to 1")
+        if not self.strengths:
+            raise OptionError("strengths is empty, expected numbers from 0 to 1")
 
     def scaled(self) -> EvaluationOptions:
         """Return the options with the numbers that ``quick`` stands for."""

@@ -49,8 +49,5 @@ class BlendOptions(Options):
             raise OptionError(f"swap is {', '.join(map(str, self.swap))}, expected rising resolutions")
         if self.layers and self.weights is not None:
             raise OptionError("layers and weights both say which layers are taken; give one of them")
-        for weight in self.weights or ():
-            if not 0 <= weight <= 1:
-                raise OptionError(f"weights holds {weight}, expected numbers from 0 to 1")
         if self.rule == "original" and (self.layers or self.weights is not None):
             raise OptionError("the original rule knows swap points only; leave out layers and weights")
