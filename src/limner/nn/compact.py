@@ -341,7 +341,7 @@ class CompactEncoder(nn.Module):
         w_plus = self.start(1)
         found = []
         for step in range(steps):
-            current = self._view(generator, w_plus) if step else self._view_start(generator, w_plus)
+            current = self._view(generator, w_plus) if step else self.view_start(generator)
             w_plus = self.core(target, current, w_plus)
             found.append(w_plus)
         return found
@@ -351,8 +351,10 @@ class CompactEncoder(nn.Module):
         painted = generator.synthesis(w_plus).clamp(-1, 1)
         return self.look(resize(painted, self.core.input_px))[1]
 
-    def _view_start(self, generator: Generator, w_plus: Tensor) -> list[Tensor]:
+    @torch.no_grad()
+    def view_start(self, generator: Generator) -> list[Tensor]:
         """Return the views that every first step has, found once for a generator and the weights that it has now."""
+        w_plus = self.start(1)
         kind = w_plus.device.type
         key = (
             weakref.ref(generator),

@@ -173,7 +173,6 @@ class EncoderLessons(CoreLessons[EncoderRun]):
             )
         random = StepRandom(options.seed, 0, 0, run.runtime.device)
         self.distance = StyleMetric(run.generator, random.normal(2048, run.generator.z_dim), rng=random.cpu)
-        self._start: list[Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return the optimisers' states."""
@@ -205,16 +204,6 @@ class EncoderLessons(CoreLessons[EncoderRun]):
             images.append(painted.float().clamp(-1, 1))
         return Batch(torch.cat(images), w_plus, real, shown)
 
-    def start_views(self) -> list[Tensor]:
-        """Return the views of the mean w's picture, which every first refinement sees."""
-        if self._start is not None:
-            return self._start
-        encoder = self.run.encoder
-        with torch.no_grad():
-            painted = self.run.generator.synthesis(encoder.start(1)).clamp(-1, 1)
-            self._start = views = encoder.look(resize(painted, encoder.core.input_px))[1]
-        return views
-
     def step(self, random: StepRandom) -> dict[str, float]:
         """Learn from one batch; return the figures for the log."""
         run, encoder = self.run, self.run.encoder
@@ -226,7 +215,7 @@ class EncoderLessons(CoreLessons[EncoderRun]):
                 target_maps, target_views = encoder.look(seen)
         target_maps = [x[: batch.shown] for x in target_maps]
         totals: dict[str, float] = {}
-        w_plus, views = encoder.start(len(batch.image)), self.start_views()
+        w_plus, views = encoder.start(len(batch.image)), encoder.view_start(run.generator)
         steps = run.options.refinements if run.kimg >= run.options.refine_kimg else 1
         for number in range(steps):
             last = number == steps - 1
